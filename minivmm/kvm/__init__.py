@@ -1,0 +1,6 @@
+"""Thin, typed bindings for the Linux KVM API: ioctl numbers, structures, Kvm / Vm / Vcpu, and nothing above them.
+
+abi.py     linux/kvm.h under its own names
+ioctl.py   one call, and what its failure means
+system.py  Kvm: /dev/kvm      vm.py  Vm      vcpu.py  Vcpu      stats.py  the kernel's counters
+"""

@@ -1,0 +1,306 @@
+"""A machine assembled and run: memory, image, devices, vCPUs; started, watched against its deadline, ended, released.
+
+The machine is QEMU's `-M microvm,acpi=off` as a guest sees it (docs/machine.md), so one guest file runs on both.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from minivmm.boot.loader import Boot, load
+from minivmm.bus import Bus
+from minivmm.devices import debug_exit, i8042, pvpanic
+from minivmm.devices.serial import Serial
+from minivmm.errors import ConfigError, KvmError
+from minivmm.kvm import abi
+from minivmm.kvm.abi import Cap, Exit
+from minivmm.kvm.system import Kvm
+from minivmm.memory import GuestMemory
+from minivmm.outcome import EndOfRun, Outcome, RunResult
+from minivmm.processor import Processor, accept_kicks
+
+if TYPE_CHECKING:
+    from minivmm.slots import VirtioSlots
+    from minivmm.virtio.block import Disk
+
+SERIAL_PORT, SERIAL_IRQ = 0x3F8, 4
+CONSOLE_LIMIT = 1 << 20  # bytes of console output kept in the result
+MAX_CPUS = 64
+
+
+class Machine:
+    """A virtual machine that boots `image`.
+
+    memory: bytes of RAM. cmdline: the kernel command line; where virtio devices are is appended to it. console: gets
+    serial output as it comes, on a vCPU's thread. irqchip: interrupt controllers and timer in the kernel; without them
+    the guest has none and hlt ends the run. notify: who carries virtio notifications, see minivmm.slots.
+
+    Everything is made here, so that a fault in image, sizes or disks shows before anything runs: raises ImageError,
+    ConfigError, HostError. Use it as a context manager, or call close().
+    """
+
+    def __init__(
+        self,
+        image: str | Path,
+        *,
+        memory: int = 64 << 20,
+        cpus: int = 1,
+        cmdline: str = "",
+        disks: Sequence[Disk] = (),
+        boot: Boot = Boot.AUTO,
+        console: Callable[[bytes], None] | None = None,
+        virtio_console: bool = False,
+        rng: bool = False,
+        irqchip: bool = True,
+        notify: str = "inline",
+    ) -> None:
+        if not 1 <= cpus <= MAX_CPUS:
+            raise ConfigError(f"{cpus} vCPUs cannot be made", cause=f"from 1 to {MAX_CPUS}", remedy="--cpus 1")
+        self._release = contextlib.ExitStack()
+        self._sink = console
+        self._output = bytearray()
+        self._end: tuple[Processor | None, EndOfRun] | None = None
+        self._end_lock = threading.Lock()
+        self._ended = threading.Event()
+        self._result: RunResult | None = None
+        self._started = self._deadline = self._seconds = 0.0
+        self.processors: list[Processor] = []
+        with contextlib.ExitStack() as undo:
+            undo.callback(self._release.close)
+            self.memory = GuestMemory(memory)
+            self._release.callback(self.memory.close)
+            self.bus = Bus()
+            self._assemble(image, cpus, cmdline, boot, irqchip, (disks, virtio_console, rng, notify))
+            undo.pop_all()
+
+    # --- assembly ----------------------------------------------------------------------------------------------------
+    def _assemble(
+        self,
+        image: str | Path,
+        cpus: int,
+        cmdline: str,
+        boot: Boot,
+        irqchip: bool,
+        virtio: tuple[Sequence[Disk], bool, bool, str],
+    ) -> None:
+        """Slots, then irqchip, then vCPUs: the cheap order on every back end (docs/backends.md)."""
+        kvm = Kvm()
+        with kvm:
+            self.vm = kvm.create_vm()
+            self._release.callback(self.vm.close)
+            if cpus > (most := self.vm.check_extension(Cap.MAX_VCPUS)):
+                raise ConfigError(f"{cpus} vCPUs cannot be made", cause=f"this host's KVM allows {most}")
+            for slot, region in enumerate(self.memory.regions):
+                self.vm.set_memory_region(slot, *region)
+            if irqchip:
+                self.vm.set_tss_address()
+                self.vm.create_irqchip()
+                self.vm.create_pit()
+            cmdline = self._add_devices(cmdline, irqchip, virtio)
+            entry = load(image, self.memory, cmdline, boot)
+            cpuid = kvm.supported_cpuid()
+        for index in range(cpus):
+            vcpu = self.vm.create_vcpu(index)
+            self._release.callback(vcpu.close)
+            _set_apic_id(cpuid, index)
+            vcpu.set_cpuid(cpuid)
+            self.processors.append(Processor(vcpu, self.bus, self._note_end))
+        first = self.processors[0].vcpu
+        fresh = first.get_sregs()
+        entry.sregs.apic_base, entry.sregs.cr8 = fresh.apic_base, fresh.cr8
+        first.set_sregs(entry.sregs)
+        first.set_regs(entry.regs)
+
+    def _add_devices(self, cmdline: str, irqchip: bool, virtio: tuple[Sequence[Disk], bool, bool, str]) -> str:
+        """Puts the devices on the bus; returns the command line that tells the guest of them."""
+        self.serial = Serial(self._console_output, self._interrupt_line(SERIAL_IRQ) if irqchip else _no_line)
+        self.bus.add_ports(SERIAL_PORT, 8, self.serial)
+        self.bus.add_ports(debug_exit.PORT, 4, debug_exit.DebugExit())
+        self.bus.add_ports(i8042.PORT, 1, i8042.KeyboardController())
+        self.bus.add_ports(pvpanic.PORT, 1, pvpanic.PvPanic())
+        disks, virtio_console, rng, notify = virtio
+        self.virtio: VirtioSlots | None = None
+        if not (disks or virtio_console or rng):
+            return cmdline
+        if not irqchip:
+            raise ConfigError("virtio devices need the interrupt controller", remedy="irqchip=True")
+        from minivmm.slots import VirtioSlots
+
+        self.virtio = VirtioSlots(self.memory, self.bus, self.vm, notify=notify)
+        self._release.callback(self.virtio.close)
+        for disk in disks:
+            self.virtio.add_disk(disk)
+        if virtio_console:
+            self.virtio.add_console(self._console_output)
+        if rng:
+            self.virtio.add_entropy()
+        return " ".join(filter(None, (cmdline, *self.virtio.announcements)))
+
+    def _interrupt_line(self, gsi: int) -> Callable[[bool], None]:
+        vm = self.vm
+        return lambda level: vm.irq_line(gsi, level)
+
+    def _console_output(self, data: bytes) -> None:
+        """What the guest transmitted: kept (the last CONSOLE_LIMIT bytes) and handed on."""
+        self._output += data
+        if len(self._output) > 2 * CONSOLE_LIMIT:
+            del self._output[:-CONSOLE_LIMIT]
+        if self._sink is not None:
+            self._sink(data)
+
+    # --- life --------------------------------------------------------------------------------------------------------
+    def run(self, timeout: float = 60.0) -> RunResult:
+        """Starts the machine and waits for its end: at most `timeout` seconds, then the outcome is DEADLINE."""
+        self.start(timeout)
+        return self.wait()
+
+    def start(self, timeout: float = 60.0) -> None:
+        """Starts every vCPU. A machine starts once. Raises ConfigError for a second time."""
+        if self._started:
+            raise ConfigError("this machine has run already", remedy="make a new Machine: that takes a millisecond")
+        accept_kicks()
+        if self.virtio is not None:
+            self.virtio.start()
+        self._started = time.monotonic()
+        self._deadline = self._started + timeout
+        for processor in self.processors:
+            processor.start()
+
+    def wait(self) -> RunResult:
+        """Waits for the end, at most until the deadline. Ctrl-C in the waiting thread ends it as INTERRUPTED."""
+        if self._result is not None:
+            return self._result
+        if not self._started:
+            raise ConfigError("this machine has not been started", remedy="machine.start()")
+        try:
+            self._watch()
+        except KeyboardInterrupt:
+            self._note_end(None, EndOfRun(Outcome.INTERRUPTED, "interrupted from the keyboard"))
+        self._halt_processors()
+        assert self._end is not None
+        processor, end = self._end
+        self._result = RunResult(
+            outcome=end.outcome,
+            detail=end.detail,
+            code=end.code,
+            console=bytes(self._output[-CONSOLE_LIMIT:]),
+            seconds=self._seconds,
+            exits=self.exits,
+            registers=self._registers(processor) if _wants_registers(end.outcome) else {},
+        )
+        return self._result
+
+    def stop(self, detail: str = "stopped by the caller") -> None:
+        """Ends the run as INTERRUPTED. Thread-safe; wait() then returns."""
+        self._note_end(None, EndOfRun(Outcome.INTERRUPTED, detail))
+
+    def send(self, data: bytes) -> None:
+        """Bytes for the guest's serial port. Thread-safe. See `pending_input` for how many it has not read yet."""
+        self.serial.receive(data)
+
+    @property
+    def pending_input(self) -> int:
+        """Bytes sent to the serial port that the guest has not read yet."""
+        return self.serial.pending_input
+
+    @property
+    def exits(self) -> dict[str, int]:
+        """KVM exits to user space so far, by reason, over all vCPUs."""
+        totals = [sum(column) for column in zip(*(processor.counts for processor in self.processors), strict=True)]
+        return {reason.name.lower(): totals[reason] for reason in Exit if totals[reason]}
+
+    def kernel_stats(self) -> dict[str, int]:
+        """KVM's own counters summed over the vCPUs ("exits", "io_exits", …); empty where the kernel has none."""
+        totals: dict[str, int] = {}
+        for processor in self.processors:
+            for name, value in processor.vcpu.stats().items():
+                totals[name] = totals.get(name, 0) + value
+        return totals
+
+    def _note_end(self, processor: Processor | None, end: EndOfRun) -> None:
+        """Records how the run ends; the first to say so wins."""
+        with self._end_lock:
+            if self._end is None:
+                self._seconds = time.monotonic() - self._started
+                self._end = (processor, end)
+        self._ended.set()
+
+    def _watch(self) -> None:
+        """Waits for the end; notices the deadline, and a guest that has put itself to sleep for good.
+
+        With the in-kernel irqchip a hlt with interrupts off never exits. So when no exit has come for a while, each
+        vCPU is kicked once and looks at itself: 20 us of its time, at most ten times a second, only while it is idle.
+        """
+        pause, seen = 0.01, -1
+        while not self._ended.wait(max(min(pause, self._deadline - time.monotonic()), 0)):
+            if time.monotonic() >= self._deadline:
+                allowed = self._deadline - self._started
+                self._note_end(None, EndOfRun(Outcome.DEADLINE, f"still running after {allowed:g} seconds"))
+                return
+            count = sum(sum(processor.counts) for processor in self.processors)
+            if count == seen and all(processor.look(timeout=0.1) for processor in self.processors):
+                if all(processor.asleep for processor in self.processors):
+                    self._note_end(
+                        self.processors[0], EndOfRun(Outcome.HALTED, "every vCPU is in hlt with interrupts off")
+                    )
+                    return
+                pause = min(2 * pause, 0.1)
+            elif count != seen:
+                pause = 0.01
+            seen = count
+
+    def _halt_processors(self) -> None:
+        for processor in self.processors:
+            processor.stop()
+        for processor in self.processors:
+            while processor.is_alive():
+                processor.join(0.05)
+                processor.kick()
+
+    def _registers(self, processor: Processor | None) -> dict[str, int]:
+        """The registers of the vCPU that ended the run, or of the first one."""
+        vcpu = (processor or self.processors[0]).vcpu
+        try:
+            regs, sregs = vcpu.get_regs(), vcpu.get_sregs()
+        except KvmError:
+            return {}
+        names = [name for name, *_ in abi.kvm_regs._fields_]
+        return {name: getattr(regs, name) for name in names} | {
+            "cs": sregs.cs.selector,
+            **{name: getattr(sregs, name) for name in ("cr0", "cr2", "cr3", "cr4", "efer")},
+        }
+
+    def close(self) -> None:
+        """Ends the run if it still goes, and gives everything back to the host. May be called twice."""
+        if self._started and self._result is None:
+            self.stop("closed")
+            self.wait()
+        self._release.close()
+
+    def __enter__(self) -> Machine:
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self.close()
+
+
+def _no_line(level: bool) -> None:
+    """The interrupt line of a machine without interrupt controller: wired to nothing."""
+
+
+def _wants_registers(outcome: Outcome) -> bool:
+    return outcome not in (Outcome.SHUTDOWN, Outcome.EXITED, Outcome.INTERRUPTED)
+
+
+def _set_apic_id(cpuid: abi.kvm_cpuid2, apic_id: int) -> None:
+    """Makes the leaves say which CPU this is (SDM 2A, CPUID: leaf 1 EBX[31:24], leaf 0xB EDX)."""
+    for leaf in cpuid.entries[: cpuid.nent]:
+        if leaf.function == 1:
+            leaf.ebx = leaf.ebx & 0x00FFFFFF | apic_id << 24
+        elif leaf.function == 0xB:
+            leaf.edx = apic_id

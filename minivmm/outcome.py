@@ -1,0 +1,71 @@
+"""How a machine ends: a closed set, each member with its own exit status of `vtk run`.
+
+An outcome is not an error. Whatever a guest does, a run ends in exactly one of these.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import Enum
+
+
+class Outcome(Enum):
+    """The ways a machine ends. `exit_status` is what `vtk run` exits with, `meaning` one line for a person."""
+
+    exit_status: int
+    meaning: str
+
+    SHUTDOWN = ("shutdown", 0, "the guest powered itself off, or exited with code 0")
+    EXITED = ("exited", 1, "the guest exited through the debug port with a code other than 0")
+    HALTED = ("halted", 20, "every vCPU executed hlt with interrupts off: nothing can wake it")
+    RESET = ("reset", 21, "the guest asked for a reset")
+    CRASHED = ("crashed", 22, "the guest's kernel panicked")
+    TRIPLE_FAULT = ("triple_fault", 23, "a fault while delivering a double fault: the CPU shut down")
+    DEADLINE = ("deadline", 24, "the time allowed ran out")
+    INTERRUPTED = ("interrupted", 130, "stopped from outside: Ctrl-C, SIGTERM, the console's escape key")
+    INTERNAL_ERROR = ("internal_error", 25, "KVM could not go on: an instruction it cannot emulate, mostly")
+    FAIL_ENTRY = ("fail_entry", 26, "the CPU refused the guest's state")
+    HOST_ERROR = ("host_error", 27, "the host failed while the guest ran: memory, disk, or the VMM itself")
+
+    def __new__(cls, value: str, exit_status: int, meaning: str) -> Outcome:
+        member = object.__new__(cls)
+        member._value_ = value
+        member.exit_status = exit_status
+        member.meaning = meaning
+        return member
+
+
+class EndOfRun(Exception):
+    """Raised by a device or a vCPU to end the run: not an error, the way a guest's last act reaches the machine."""
+
+    def __init__(self, outcome: Outcome, detail: str = "", code: int | None = None) -> None:
+        super().__init__(outcome.value)
+        self.outcome = outcome
+        self.detail = detail
+        self.code = code
+
+
+@dataclass(frozen=True, slots=True)
+class RunResult:
+    """What a run left behind."""
+
+    outcome: Outcome
+    detail: str = ""
+    """What the machine knows of the end: the port written, the instruction refused, the errno."""
+    code: int | None = None
+    """The guest's own exit code (debug-exit port), where it gave one."""
+    console: bytes = b""
+    """What the guest wrote to its serial console, the last 1 MiB of it."""
+    seconds: float = 0.0
+    """Wall-clock time from the first KVM_RUN to the end."""
+    exits: dict[str, int] = field(default_factory=dict)
+    """KVM exits to user space by reason, over all vCPUs."""
+    registers: dict[str, int] = field(default_factory=dict)
+    """Registers of the vCPU that ended the run, where the end was not the guest's wish."""
+
+    @property
+    def exit_status(self) -> int:
+        """The exit status of `vtk run`: the outcome's, or the guest's own code clipped to 1..19."""
+        if self.outcome is Outcome.EXITED and self.code is not None:
+            return min(max(self.code, 1), 19)
+        return self.outcome.exit_status

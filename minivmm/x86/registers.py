@@ -1,0 +1,39 @@
+"""Control-register and EFER bits (SDM 3A 2.2 and 2.5), and the long-mode state a 64-bit guest is entered in."""
+
+from __future__ import annotations
+
+from enum import IntFlag
+
+
+class Cr0(IntFlag):
+    """SDM 3A 2.5."""
+
+    PE = 1 << 0
+    MP = 1 << 1
+    ET = 1 << 4
+    NE = 1 << 5
+    WP = 1 << 16
+    AM = 1 << 18
+    PG = 1 << 31
+
+
+class Cr4(IntFlag):
+    """SDM 3A 2.5."""
+
+    PAE = 1 << 5
+    PGE = 1 << 7
+    OSFXSR = 1 << 9
+    OSXMMEXCPT = 1 << 10
+
+
+class Efer(IntFlag):
+    """SDM 3A 2.2.1."""
+
+    SCE = 1 << 0
+    LME = 1 << 8
+    LMA = 1 << 10
+    NXE = 1 << 11
+
+
+RFLAGS_RESERVED = 1 << 1  # always one
+RFLAGS_IF = 1 << 9
