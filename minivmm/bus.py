@@ -27,6 +27,14 @@ class Device(Protocol):
 
 
 @runtime_checkable
+class PortTable(Protocol):
+    """A device that answers one-byte port accesses register by register, without a look-up of its own."""
+
+    def port(self, offset: int) -> tuple[Callable[[], int], Callable[[int], None]]:
+        """What reads and what writes the one-byte register at `offset`."""
+
+
+@runtime_checkable
 class StringSink(Protocol):
     """A device that takes a whole `rep outs` at once."""
 
@@ -58,9 +66,14 @@ class Bus:
         for port in range(first, first + count):
             if port in self._ports or not 0 <= port <= 0xFFFF:
                 raise ConfigError(f"port {port:#x} is taken already, or is no port")
-            self._ports[port] = (device, port - first)
-            self.out_byte[io_word(KVM_EXIT_IO_OUT, 1, port)] = partial(device.write, port - first, 1)
-            self.in_byte[io_word(KVM_EXIT_IO_IN, 1, port)] = partial(device.read, port - first, 1)
+            offset = port - first
+            self._ports[port] = (device, offset)
+            if isinstance(device, PortTable):
+                read, write = device.port(offset)
+            else:
+                read, write = partial(device.read, offset, 1), partial(device.write, offset, 1)
+            self.in_byte[io_word(KVM_EXIT_IO_IN, 1, port)] = read
+            self.out_byte[io_word(KVM_EXIT_IO_OUT, 1, port)] = write
 
     def add_mmio(self, address: int, size: int, device: Device) -> None:
         """`device` answers at `size` bytes from guest-physical `address`. Raises ConfigError when that is taken."""

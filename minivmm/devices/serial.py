@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-from enum import IntEnum, IntFlag
+from enum import IntEnum
 from threading import Lock
 
 
@@ -25,15 +25,6 @@ class Register(IntEnum):
     SCR = 7
 
 
-class Ier(IntFlag):
-    """Interrupt enable register."""
-
-    RECEIVED_DATA = 1 << 0
-    THR_EMPTY = 1 << 1
-    LINE_STATUS = 1 << 2
-    MODEM_STATUS = 1 << 3
-
-
 class Iir(IntEnum):
     """Interrupt identification, highest priority first in the data sheet's table II."""
 
@@ -42,6 +33,8 @@ class Iir(IntEnum):
     RECEIVED_DATA = 0x04
 
 
+IER_RECEIVED_DATA = 1 << 0
+IER_THR_EMPTY = 1 << 1
 IIR_FIFOS_ENABLED = 0xC0
 FCR_ENABLE = 1 << 0
 FCR_CLEAR_RECEIVER = 1 << 1
@@ -57,7 +50,8 @@ FIFO_SIZE = 16
 class Serial:
     """One UART. `sink` gets what the guest transmits; `line` sets the level of the interrupt line.
 
-    The lock serializes vCPU threads with the thread that feeds input; the sink is called while it is held.
+    The lock serializes vCPU threads with the thread that feeds input; the sink is called while it is held. Registers
+    that only the guest touches need no lock.
     """
 
     def __init__(self, sink: Callable[[bytes], None], line: Callable[[bool], None]) -> None:
@@ -74,7 +68,18 @@ class Serial:
         self._divisor = 12  # 9600 baud
         self._thr_empty = False  # a THR-empty interrupt waits to be read from IIR
         self._level = False
+        self._registers: dict[int, tuple[Callable[[], int], Callable[[int], None]]] = {
+            Register.RBR_THR: (self._read_rbr, self._write_thr),
+            Register.IER: (self._read_ier, self._write_ier),
+            Register.IIR_FCR: (self._read_iir, self._write_fcr),
+            Register.LCR: (lambda: self._lcr, self._write_lcr),
+            Register.MCR: (lambda: self._mcr, self._write_mcr),
+            Register.LSR: (self._read_lsr, _ignore),
+            Register.MSR: (self._read_msr, _ignore),
+            Register.SCR: (lambda: self._scratch, self._write_scratch),
+        }
 
+    # --- the host's side ---------------------------------------------------------------------------------------------
     @property
     def pending_input(self) -> int:
         """Bytes received that the guest has not read yet."""
@@ -86,6 +91,30 @@ class Serial:
             self._wire.extend(data)
             self._update_line()
 
+    # --- the bus's side ----------------------------------------------------------------------------------------------
+    def port(self, offset: int) -> tuple[Callable[[], int], Callable[[int], None]]:
+        """What reads and what writes the register at `offset` (minivmm.bus.PortTable)."""
+        return self._registers[offset]
+
+    def read(self, offset: int, size: int) -> int:
+        """A read of any width: a wide access is a byte access to each register in turn."""
+        return sum(self._registers[offset + index & 7][0]() << 8 * index for index in range(size))
+
+    def write(self, offset: int, size: int, value: int) -> None:
+        """A write of any width."""
+        for index in range(size):
+            self._registers[offset + index & 7][1](value >> 8 * index & 0xFF)
+
+    def write_string(self, offset: int, data: bytes) -> None:
+        """A `rep outsb`: the whole string in one exit."""
+        if offset == Register.RBR_THR and not self._lcr & LCR_DLAB:
+            with self._lock:
+                self._transmitted(data)
+            return
+        for value in data:
+            self._registers[offset][1](value)
+
+    # --- interrupts, under the lock ----------------------------------------------------------------------------------
     @property
     def _input(self) -> deque[int]:
         """What the receiver hears: itself in loopback mode, else the wire."""
@@ -93,9 +122,9 @@ class Serial:
 
     def _interrupt(self) -> Iir:
         """The highest pending, enabled interrupt."""
-        if self._input and self._ier & Ier.RECEIVED_DATA:
+        if self._input and self._ier & IER_RECEIVED_DATA:
             return Iir.RECEIVED_DATA
-        if self._thr_empty and self._ier & Ier.THR_EMPTY:
+        if self._thr_empty and self._ier & IER_THR_EMPTY:
             return Iir.THR_EMPTY
         return Iir.NONE
 
@@ -118,90 +147,74 @@ class Serial:
                 self._line(False)
             self._update_line()
 
-    def write_string(self, offset: int, data: bytes) -> None:
-        """A `rep outsb`: the whole string in one exit."""
+    # --- the registers -----------------------------------------------------------------------------------------------
+    def _write_thr(self, value: int) -> None:
+        """THR, or the divisor's low byte. Hot: guarded by the benchmark `exit-loop`."""
+        if self._lcr & LCR_DLAB:
+            self._divisor = self._divisor & 0xFF00 | value
+            return
         with self._lock:
-            if offset == Register.RBR_THR and not self._lcr & LCR_DLAB:
-                self._transmitted(data)
-                return
-            for value in data:
-                self._write_register(offset, value)
+            self._transmitted(value.to_bytes(1, "little"))
 
-    def write(self, offset: int, size: int, value: int) -> None:
-        """A register write. Hot: THR. Guarded by the benchmark `exit-loop`."""
+    def _read_rbr(self) -> int:
+        if self._lcr & LCR_DLAB:
+            return self._divisor & 0xFF
         with self._lock:
-            if size != 1:  # a wide access is a byte access to each register in turn
-                for index in range(size):
-                    self._write_register(offset + index & 7, value >> 8 * index & 0xFF)
-            elif offset == 0 and not self._lcr & LCR_DLAB:
-                self._transmitted(value.to_bytes(1, "little"))
-            else:
-                self._write_register(offset, value)
+            if not self._input:
+                return 0
+            value = self._input.popleft()
+            self._update_line()
+            return value
 
-    def _write_register(self, offset: int, value: int) -> None:
-        match offset:
-            case Register.RBR_THR:
-                if self._lcr & LCR_DLAB:
-                    self._divisor = self._divisor & 0xFF00 | value
-                else:
-                    self._transmitted(bytes((value,)))
-            case Register.IER:
-                if self._lcr & LCR_DLAB:
-                    self._divisor = self._divisor & 0xFF | value << 8
-                else:
-                    # Enabling THR-empty while THR is empty, as it always is here, raises it at once.
-                    self._thr_empty = bool(value & Ier.THR_EMPTY)
-                    self._ier = value & 0x0F
-                    self._update_line()
-            case Register.IIR_FCR:
-                self._fcr = value
-                if value & FCR_CLEAR_RECEIVER:
-                    # What the host sent is still on the wire, not in the FIFO: a guest that clears the FIFO while it
-                    # starts must not lose input typed or piped before.
-                    self._looped.clear()
-                    self._update_line()
-            case Register.LCR:
-                self._lcr = value
-            case Register.MCR:
-                self._mcr = value & 0x1F
+    def _write_ier(self, value: int) -> None:
+        if self._lcr & LCR_DLAB:
+            self._divisor = self._divisor & 0xFF | value << 8
+            return
+        with self._lock:
+            # Enabling THR-empty while THR is empty, as it always is here, raises it at once.
+            self._thr_empty = bool(value & IER_THR_EMPTY)
+            self._ier = value & 0x0F
+            self._update_line()
+
+    def _read_ier(self) -> int:
+        return self._divisor >> 8 if self._lcr & LCR_DLAB else self._ier
+
+    def _read_iir(self) -> int:
+        with self._lock:
+            interrupt = self._interrupt()
+            if interrupt is Iir.THR_EMPTY:  # reading IIR acknowledges it
+                self._thr_empty = False
                 self._update_line()
-            case Register.SCR:
-                self._scratch = value
+            return interrupt | (IIR_FIFOS_ENABLED if self._fcr & FCR_ENABLE else 0)
 
-    def read(self, offset: int, size: int) -> int:
-        """A register read."""
+    def _write_fcr(self, value: int) -> None:
         with self._lock:
-            if size == 1:
-                return self._read_register(offset)
-            return sum(self._read_register(offset + index & 7) << 8 * index for index in range(size))
-
-    def _read_register(self, offset: int) -> int:
-        match offset:
-            case Register.LSR:
-                return LSR_TRANSMITTER_IDLE | (LSR_DATA_READY if self._input else 0)
-            case Register.RBR_THR:
-                if self._lcr & LCR_DLAB:
-                    return self._divisor & 0xFF
-                if not self._input:
-                    return 0
-                value = self._input.popleft()
+            self._fcr = value
+            if value & FCR_CLEAR_RECEIVER:
+                # What the host sent is still on the wire, not in the FIFO: a guest that clears the FIFO while it
+                # starts must not lose input typed or piped before.
+                self._looped.clear()
                 self._update_line()
-                return value
-            case Register.IER:
-                return self._divisor >> 8 if self._lcr & LCR_DLAB else self._ier
-            case Register.IIR_FCR:
-                interrupt = self._interrupt()
-                if interrupt is Iir.THR_EMPTY:  # reading IIR acknowledges it
-                    self._thr_empty = False
-                    self._update_line()
-                return interrupt | (IIR_FIFOS_ENABLED if self._fcr & FCR_ENABLE else 0)
-            case Register.LCR:
-                return self._lcr
-            case Register.MCR:
-                return self._mcr
-            case Register.MSR:
-                if self._mcr & MCR_LOOPBACK:  # OUT2 OUT1 RTS DTR come back as DCD RI CTS DSR
-                    return (self._mcr & 0x0C) << 4 | (self._mcr & 0x02) << 3 | (self._mcr & 0x01) << 5
-                return MSR_CONNECTED
-            case _:
-                return self._scratch
+
+    def _write_lcr(self, value: int) -> None:
+        self._lcr = value
+
+    def _write_mcr(self, value: int) -> None:
+        with self._lock:
+            self._mcr = value & 0x1F
+            self._update_line()
+
+    def _read_lsr(self) -> int:
+        return LSR_TRANSMITTER_IDLE | (LSR_DATA_READY if self._input else 0)
+
+    def _read_msr(self) -> int:
+        if self._mcr & MCR_LOOPBACK:  # OUT2 OUT1 RTS DTR come back as DCD RI CTS DSR
+            return (self._mcr & 0x0C) << 4 | (self._mcr & 0x02) << 3 | (self._mcr & 0x01) << 5
+        return MSR_CONNECTED
+
+    def _write_scratch(self, value: int) -> None:
+        self._scratch = value
+
+
+def _ignore(value: int) -> None:
+    """LSR and MSR are read-only."""

@@ -13,6 +13,8 @@ from minivmm.kvm.vm import Vm
 
 DEVICE = "/dev/kvm"
 
+_supported_cpuid: list[bytes] = []
+
 
 class Kvm:
     """The KVM device. Raises KvmMissing or KvmDenied, which say how to mend it."""
@@ -39,10 +41,15 @@ class Kvm:
         return call(self.fd, abi.KVM_CHECK_EXTENSION, int(capability), subject=DEVICE)
 
     def supported_cpuid(self) -> abi.kvm_cpuid2:
-        """The CPUID leaves KVM can offer a guest here (4.46)."""
-        leaves = abi.kvm_cpuid2(nent=abi.KVM_MAX_CPUID_ENTRIES)
-        call(self.fd, abi.KVM_GET_SUPPORTED_CPUID, leaves, subject=DEVICE)
-        return leaves
+        """The CPUID leaves KVM can offer a guest here (4.46): the caller's own copy.
+
+        Asked once a process, since the answer cannot change and costs 0.3 ms, a tenth of a machine.
+        """
+        if not _supported_cpuid:
+            leaves = abi.kvm_cpuid2(nent=abi.KVM_MAX_CPUID_ENTRIES)
+            call(self.fd, abi.KVM_GET_SUPPORTED_CPUID, leaves, subject=DEVICE)
+            _supported_cpuid.append(bytes(leaves))
+        return abi.kvm_cpuid2.from_buffer_copy(_supported_cpuid[0])
 
     def create_vm(self) -> Vm:
         """A new, empty VM (4.2)."""

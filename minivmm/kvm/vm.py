@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import os
+from fcntl import ioctl
 from typing import Any
 
 from minivmm.kvm import abi
-from minivmm.kvm.ioctl import call, call_with_address
+from minivmm.kvm.ioctl import call, call_with_address, explain
 from minivmm.kvm.vcpu import Vcpu
 
 # Three pages in the hole below 4 GiB that VMX without unrestricted guest mode wants for itself (4.41).
 TSS_ADDRESS = 0xFFFBD000
+
+GSIS = 24  # lines of the IOAPIC
+_LEVELS = {(gsi, level): bytes(abi.kvm_irq_level(gsi, level)) for gsi in range(GSIS) for level in (False, True)}
 
 
 class Vm:
@@ -49,7 +53,10 @@ class Vm:
 
     def irq_line(self, gsi: int, level: bool) -> None:
         """Sets an interrupt line high or low (4.25)."""
-        self._call(abi.KVM_IRQ_LINE, abi.kvm_irq_level(gsi, level))
+        try:
+            ioctl(self.fd, abi.KVM_IRQ_LINE, _LEVELS[gsi, level])
+        except OSError as error:
+            raise explain(abi.KVM_IRQ_LINE, error.errno or 0, f"line {gsi}") from error
 
     def irqfd(self, gsi: int, fd: int) -> None:
         """Every signal of eventfd `fd` is an edge on `gsi` (4.75)."""

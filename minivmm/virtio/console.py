@@ -47,7 +47,7 @@ class Console(VirtioDevice):
         self._pending_lock = threading.Lock()  # innermost: nothing is called while it is held
 
     def feed(self, data: bytes) -> int:
-        """Input for the guest, from any thread. Returns how many bytes were taken: less than all when it does not read."""
+        """Input for the guest, from any thread. Returns how many bytes were taken: not all when it does not read."""
         with self._pending_lock:
             taken = data[: MAX_PENDING - len(self._pending)]
             self._pending += taken

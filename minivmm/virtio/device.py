@@ -1,4 +1,4 @@
-"""What a virtio device is, whatever carries it: its type, queues, features, configuration, and what it does with a Chain.
+"""What a virtio device is, whatever carries it: type, queues, features, configuration, what it does with a Chain.
 
 A device is a subclass of VirtioDevice with one `handle_<queue>` method for each of its queues:
 
@@ -131,14 +131,14 @@ class VirtioDevice:
         """The handler of each queue, in order. Raises AttributeError for a queue without its method."""
         return tuple(getattr(self, f"handle_{queue.name}") for queue in self.queues)
 
-    def activate(self, features: int) -> None:
-        """The driver is ready (DRIVER_OK) with these negotiated features."""
+    def negotiated(self, features: int) -> None:
+        """Feature negotiation ended with these (FEATURES_OK): the driver may now use the configuration space."""
 
     def write_config(self, offset: int, data: bytes) -> None:
         """The driver wrote into the configuration space. A device without writable fields ignores it."""
 
     def reset(self) -> None:
-        """The driver reset the device: back to the state before `activate`."""
+        """The driver reset the device: back to the state before `negotiated`."""
 
     def close(self) -> None:
         """The machine is gone: release what the device holds of the host. Called once or more."""

@@ -12,7 +12,7 @@ DEFAULT_LIMIT = 64 << 10
 
 
 class Entropy(VirtioDevice):
-    """The entropy device. `limit` is how many bytes one request can make the host produce; `source` where they come from."""
+    """The entropy device. One request makes the host produce at most `limit` bytes, which come from `source`."""
 
     device_type = 4
     queues = (QueueSpec("requestq", max_size=256),)

@@ -43,7 +43,7 @@ class RawImage:
         try:
             self.fd = os.open(self.path, flags)
         except OSError as error:
-            raise ImageError(path, *_why_not_opened(error, read_only)) from error
+            raise _why_not_opened(error, path, read_only) from error
         except ValueError as error:  # a NUL in the name
             raise ImageError(path, f"not a file name: {error}") from error
         try:
@@ -83,8 +83,7 @@ class RawImage:
                 self.path,
                 "is in use by another machine",
                 cause="it is locked (flock): a writable disk has one user at a time",
-                remedy="stop the other machine, or give both the disk read-only" if self.read_only else
-                "stop the other machine, or give this one a copy",
+                remedy="stop the other machine, or give this one a copy; any number may share it read-only",
             ) from error
 
     @property
@@ -92,13 +91,26 @@ class RawImage:
         """Bytes of the file system's block: what writes should be aligned to."""
         return os.fstat(self.fd).st_blksize
 
-    def read_into(self, buffers: list[memoryview], offset: int) -> int:
-        """preadv straight into the buffers. Returns the bytes read: fewer than they hold at the end of the file."""
-        return _transfer(os.preadv, self.fd, buffers, offset)
+    # Both: one system call for a whole request, whatever the number of buffers (the queue keeps them below IOV_MAX,
+    # 1024), and more only when the kernel stops half-way.
+    def read_into(self, buffers: list[memoryview], offset: int, length: int) -> int:
+        """Reads into the buffers, `length` bytes in all. Returns the bytes read: fewer at the end of the file."""
+        done = os.preadv(self.fd, buffers, offset)
+        while done < length:
+            count = os.preadv(self.fd, _beyond(buffers, done), offset + done)
+            if not count:
+                break
+            done += count
+        return done
 
-    def write_from(self, buffers: list[memoryview], offset: int) -> int:
-        """pwritev straight from the buffers. Returns the bytes written."""
-        return _transfer(os.pwritev, self.fd, buffers, offset)
+    def write_from(self, buffers: list[memoryview], offset: int, length: int) -> None:
+        """Writes the buffers, `length` bytes in all."""
+        done = os.pwritev(self.fd, buffers, offset)
+        while done < length:
+            count = os.pwritev(self.fd, _beyond(buffers, done), offset + done)
+            if not count:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            done += count
 
     def flush(self) -> None:
         """Returns when everything written is on the medium."""
@@ -125,5 +137,37 @@ class RawImage:
             self.fd = -1
 
 
-def _transfer(call: object, fd: int, buffers: list[memoryview], offset: int) -> int:
-    raise NotImplementedError
+def _beyond(buffers: list[memoryview], count: int) -> list[memoryview]:
+    """What is left of the buffers after their first `count` bytes."""
+    rest: list[memoryview] = []
+    for buffer in buffers:
+        if count < len(buffer):
+            rest.append(buffer[count:])
+        count = max(count - len(buffer), 0)
+    return rest
+
+
+def _try_fallocate(fd: int, mode: int, offset: int, length: int) -> bool:
+    """fallocate(2), which Python has without its modes. Returns False when the file system does not know the mode."""
+    while _fallocate(fd, mode, offset, length):
+        error = ctypes.get_errno()
+        if error in (errno.EOPNOTSUPP, errno.ENOSYS, errno.ENODEV):
+            return False
+        if error != errno.EINTR:
+            raise OSError(error, os.strerror(error))
+    return True
+
+
+def _why_not_opened(error: OSError, path: str | Path, read_only: bool) -> ImageError:
+    """The error a person can act on."""
+    match error.errno:
+        case errno.ENOENT:
+            return ImageError(path, "no such file", remedy=f"truncate -s 64M {path}   (makes an empty disk)")
+        case errno.EISDIR:
+            return ImageError(path, "is a directory, not a disk image")
+        case errno.ENXIO:
+            return ImageError(path, "is neither a regular file nor a block device")
+        case errno.EACCES | errno.EPERM | errno.EROFS if not read_only:
+            return ImageError(path, "cannot be written", cause=str(error.strerror), remedy="give it read-only")
+        case _:
+            return ImageError(path, f"cannot be opened: {error.strerror}")

@@ -108,7 +108,7 @@ class VirtioMmio:
         self._closed = False
         self._generation = 0
         self._clear()
-        device.wake = self._wake
+        device.wake = self.notify
         device.config_changed = self._config_changed
 
     def _clear(self) -> None:
@@ -140,8 +140,7 @@ class VirtioMmio:
         """Stores to a register; ignored where there is none, or where the access is not 32 bits wide (4.2.2.2)."""
         with self._lock:
             if offset == QUEUE_NOTIFY and size == 4:
-                if self.notify(value):
-                    self._resume(value)
+                self.notify(value)
                 return
             if offset >= CONFIG:
                 self._write_config(offset - CONFIG, size, value)
@@ -150,29 +149,35 @@ class VirtioMmio:
             if register is not None and register.write is not None and size == 4:
                 register.write(self, value & _U32)
 
-    def notify(self, queue_index: int) -> bool:
-        """Serves a queue the driver kicked. Returns True when it stopped at its bound: call it again soon.
+    def notify(self, queue_index: int) -> None:
+        """Serves a queue the driver kicked, or the device woke, within the bounds of Virtqueue.drain. On any thread.
 
-        A kick of a queue that is not there, not ready, or of a device that is not live is ignored. Safe on any thread.
+        A kick of a queue that is not there, not ready, or of a device that is not live is ignored. A queue that has
+        more than one call may serve is handed to `resume`, which calls here again from elsewhere.
         """
         with self._lock:
-            if not self.live or not 0 <= queue_index < len(self._queues):
-                return False
-            ring = self._queues[queue_index].ring
-            if ring is None:
-                return False
-            more = False
+            if self._drain(queue_index):
+                self._resume(queue_index)
+
+    def _drain(self, queue_index: int) -> bool:
+        """One bounded drain. Returns True when there may be more."""
+        if not self.live or not 0 <= queue_index < len(self._queues):
+            return False
+        ring = self._queues[queue_index].ring
+        if ring is None:
+            return False
+        more = False
+        try:
             try:
-                try:
-                    more = ring.drain(self._handlers[queue_index])
-                finally:
-                    # Also what was finished before a fault is announced.
-                    if ring.wants_interrupt():
-                        self._interrupt_status |= USED_BUFFER
-                        self._interrupt()
-            except GuestError as error:
-                self._break(f"queue {self.device.queues[queue_index].name}: {error.message}")
-            return more
+                more = ring.drain(self._handlers[queue_index])
+            finally:
+                # Also what was finished before a fault is announced.
+                if ring.wants_interrupt():
+                    self._interrupt_status |= USED_BUFFER
+                    self._interrupt()
+        except GuestError as error:
+            self._break(f"queue {self.device.queues[queue_index].name}: {error.message}")
+        return more
 
     @property
     def live(self) -> bool:
@@ -183,7 +188,7 @@ class VirtioMmio:
         """Stops serving, waits for the transport's own threads, and closes the device. May be called again."""
         with self._lock:
             self._closed = True
-            self._status = 0
+            self._clear()  # and with the rings their views, or the memory could not be unmapped
             resuming = list(self._resuming.values())
         for thread in resuming:
             thread.join()
@@ -191,14 +196,8 @@ class VirtioMmio:
 
     # --- the device's side ----------------------------------------------------------------------------------------
 
-    def _wake(self, queue_index: int) -> None:
-        """The device has something for a queue whose chains it left available."""
-        with self._lock:
-            if self.notify(queue_index):
-                self._resume(queue_index)
-
     def _config_changed(self) -> None:
-        """The device changed its configuration space (2.5.1: the generation moves, so that no torn value is used)."""
+        """The device changed its configuration space (2.5.2: the generation moves, so that no torn value is used)."""
         with self._lock:
             self._generation = (self._generation + 1) & _U32
             if self.live:
@@ -218,7 +217,7 @@ class VirtioMmio:
         try:
             while True:
                 with self._lock:
-                    if self._closed or not self.notify(queue_index):
+                    if self._closed or not self._drain(queue_index):
                         # Still under the lock: a kick that comes now finds no thread, and starts one.
                         del self._resuming[queue_index]
                         return
@@ -272,7 +271,7 @@ class VirtioMmio:
             self.device.reset()
             return
         old = self._status
-        wanted = value & _DRIVER_BITS
+        wanted = int(value & _DRIVER_BITS)
         if old & _DRIVER_BITS & ~wanted:
             self._fault(f"Status {value:#x} clears bits of {old:#x} (virtio 1.2, 2.1.1): ignored")
             return
@@ -281,15 +280,15 @@ class VirtioMmio:
                 continue
             if not wanted & before:
                 self._fault(f"{bit.name} without {before.name} (virtio 1.2, 3.1.1): ignored")
-                wanted &= ~bit
+                wanted &= ~bit.value
             elif bit is Status.FEATURES_OK and not self._features_fit():
-                wanted &= ~bit
+                wanted &= ~bit.value
         self._status = old | wanted
-        if wanted & ~old & Status.DRIVER_OK:
-            self.device.activate(self._driver_features)
+        if wanted & ~old & Status.FEATURES_OK:
+            self.device.negotiated(self._driver_features)
 
     def _features_fit(self) -> bool:
-        """Whether FEATURES_OK can be granted (2.2.2, 6.1); the driver reads Status back to learn it."""
+        """Whether FEATURES_OK can be granted (2.2.2, 6.2); the driver reads Status back to learn it."""
         not_offered = self._driver_features & ~self._offered
         if not_offered:
             self._fault(f"the driver accepted features {not_offered:#x}, which were not offered: FEATURES_OK refused")
@@ -417,3 +416,9 @@ _REGISTERS: dict[int, Register] = {  # virtio 1.2, 4.2.2, table 4.1
     # 0x0c0 QueueReset: only with VIRTIO_F_RING_RESET, which is not offered
     0x0FC: Register("ConfigGeneration", _M._read_config_generation),
 }
+_OFFSETS = {register.name: offset for offset, register in _REGISTERS.items()} | {"QueueNotify": QUEUE_NOTIFY}
+
+
+def register_offset(name: str) -> int:
+    """The offset of a register by its name in the specification. Raises KeyError."""
+    return _OFFSETS[name]

@@ -88,7 +88,7 @@ def need_event(event: int, new: int, old: int) -> bool:
 
 
 class Virtqueue:
-    """One enabled queue: `pop` takes a chain from the driver, `push` gives it back, `drain` does both until none is left.
+    """One enabled queue: `pop` takes a chain from the driver, `push` gives it back, `drain` does both to the end.
 
     Made when the driver sets QueueReady; raises DriverError for a size or an address no queue can have. All other
     methods raise DriverError or GuestMemoryError for what the driver did wrong; after that the queue is not used again.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import array
 from enum import IntFlag
+from functools import lru_cache
 
 from minivmm.memory import GuestMemory
 
@@ -29,10 +30,15 @@ def identity_map(memory: GuestMemory, tables: int, gibibytes: int) -> int:
     """
     pdpt, directories = tables + 0x1000, tables + 0x2000
     link = Pte.PRESENT | Pte.WRITABLE | Pte.ACCESSED
-    leaf = int(link | Pte.DIRTY | Pte.LARGE)
     memory.write_u64(tables, pdpt | link)
     for index in range(gibibytes):
         memory.write_u64(pdpt + 8 * index, directories + 0x1000 * index | link)
-    entries = array.array("Q", range(leaf, gibibytes * (1 << 30) + leaf, LARGE_PAGE))
-    memory.write(directories, entries.tobytes())
+    memory.write(directories, _large_pages(gibibytes))
     return tables
+
+
+@lru_cache(maxsize=4)
+def _large_pages(gibibytes: int) -> bytes:
+    """The page directories' entries: the same for every machine, so made once."""
+    leaf = int(Pte.PRESENT | Pte.WRITABLE | Pte.ACCESSED | Pte.DIRTY | Pte.LARGE)
+    return array.array("Q", range(leaf, gibibytes * (1 << 30) + leaf, LARGE_PAGE)).tobytes()
