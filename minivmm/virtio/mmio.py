@@ -108,7 +108,7 @@ class VirtioMmio:
         self._closed = False
         self._generation = 0
         self._clear()
-        device.wake = self.notify
+        device.wake = self._serve
         device.config_changed = self._config_changed
 
     def _clear(self) -> None:
@@ -140,7 +140,7 @@ class VirtioMmio:
         """Stores to a register; ignored where there is none, or where the access is not 32 bits wide (4.2.2.2)."""
         with self._lock:
             if offset == QUEUE_NOTIFY and size == 4:
-                self.notify(value)
+                self._serve(value)
                 return
             if offset >= CONFIG:
                 self._write_config(offset - CONFIG, size, value)
@@ -149,35 +149,36 @@ class VirtioMmio:
             if register is not None and register.write is not None and size == 4:
                 register.write(self, value & _U32)
 
-    def notify(self, queue_index: int) -> None:
-        """Serves a queue the driver kicked, or the device woke, within the bounds of Virtqueue.drain. On any thread.
+    def notify(self, queue_index: int) -> bool:
+        """Serves a queue the driver kicked, within the bounds of Virtqueue.drain. On any thread.
 
-        A kick of a queue that is not there, not ready, or of a device that is not live is ignored. A queue that has
-        more than one call may serve is handed to `resume`, which calls here again from elsewhere.
+        Returns True when there may be more: the caller (an ioeventfd's thread) calls again, after letting others in.
+        A kick of a queue that is not there, not ready, or of a device that is not live is ignored.
         """
         with self._lock:
-            if self._drain(queue_index):
-                self._resume(queue_index)
-
-    def _drain(self, queue_index: int) -> bool:
-        """One bounded drain. Returns True when there may be more."""
-        if not self.live or not 0 <= queue_index < len(self._queues):
-            return False
-        ring = self._queues[queue_index].ring
-        if ring is None:
-            return False
-        more = False
-        try:
+            if not self.live or not 0 <= queue_index < len(self._queues):
+                return False
+            ring = self._queues[queue_index].ring
+            if ring is None:
+                return False
+            more = False
             try:
-                more = ring.drain(self._handlers[queue_index])
-            finally:
-                # Also what was finished before a fault is announced.
-                if ring.wants_interrupt():
-                    self._interrupt_status |= USED_BUFFER
-                    self._interrupt()
-        except GuestError as error:
-            self._break(f"queue {self.device.queues[queue_index].name}: {error.message}")
-        return more
+                try:
+                    more = ring.drain(self._handlers[queue_index])
+                finally:
+                    # Also what was finished before a fault is announced.
+                    if ring.wants_interrupt():
+                        self._interrupt_status |= USED_BUFFER
+                        self._interrupt()
+            except GuestError as error:
+                self._break(f"queue {self.device.queues[queue_index].name}: {error.message}")
+            return more
+
+    def _serve(self, queue_index: int) -> None:
+        """`notify`, and what is left over is served from elsewhere: the caller is a vCPU or a device's own thread."""
+        with self._lock:
+            if self.notify(queue_index):
+                self._resume(queue_index)
 
     @property
     def live(self) -> bool:
@@ -217,7 +218,7 @@ class VirtioMmio:
         try:
             while True:
                 with self._lock:
-                    if self._closed or not self._drain(queue_index):
+                    if self._closed or not self.notify(queue_index):
                         # Still under the lock: a kick that comes now finds no thread, and starts one.
                         del self._resuming[queue_index]
                         return
@@ -266,6 +267,8 @@ class VirtioMmio:
         return self._status
 
     def _write_status(self, value: int) -> None:
+        if self._closed:
+            return
         if value == 0:
             self._clear()
             self.device.reset()
