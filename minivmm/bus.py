@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Protocol, runtime_checkable
+from typing import Protocol
 
 from minivmm.errors import ConfigError
 from minivmm.kvm.abi import KVM_EXIT_IO_IN, KVM_EXIT_IO_OUT
@@ -26,20 +26,18 @@ class Device(Protocol):
         """The guest stored `value`. May raise EndOfRun."""
 
 
-@runtime_checkable
-class PortTable(Protocol):
-    """A device that answers one-byte port accesses register by register, without a look-up of its own."""
+ReadByte = Callable[[], int]
+WriteByte = Callable[[int], None]
 
-    def port(self, offset: int) -> tuple[Callable[[], int], Callable[[int], None]]:
+
+class PortDevice(Device, Protocol):
+    """A device that answers one-byte ports register by register, without a look-up of its own, and takes strings."""
+
+    def port(self, offset: int) -> tuple[ReadByte, WriteByte]:
         """What reads and what writes the one-byte register at `offset`."""
 
-
-@runtime_checkable
-class StringSink(Protocol):
-    """A device that takes a whole `rep outs` at once."""
-
     def write_string(self, offset: int, data: bytes) -> None:
-        """`data` went to the one-byte port at `offset`, in order."""
+        """A `rep outsb`: all of `data` went to the one-byte register at `offset`, in order, in one exit."""
 
 
 def io_word(direction: int, size: int, port: int, count: int = 1) -> int:
@@ -54,26 +52,35 @@ class Bus:
     """
 
     def __init__(self) -> None:
-        self.out_byte: dict[int, Callable[[int], None]] = {}
-        self.in_byte: dict[int, Callable[[], int]] = {}
+        self.out_byte: dict[int, WriteByte] = {}
+        self.in_byte: dict[int, ReadByte] = {}
         self._ports: dict[int, tuple[Device, int]] = {}
+        self._strings: dict[int, tuple[PortDevice, int]] = {}
         self._mmio: dict[int, tuple[Device, int]] = {}
         self.unclaimed: dict[str, int] = {}
         """How often the guest touched a place nobody claims ("out 0x70"), for the first 64 such places."""
 
     def add_ports(self, first: int, count: int, device: Device) -> None:
         """`device` answers at ports `first` to `first + count - 1`. Raises ConfigError when one is taken."""
-        for port in range(first, first + count):
-            if port in self._ports or not 0 <= port <= 0xFFFF:
-                raise ConfigError(f"port {port:#x} is taken already, or is no port")
-            offset = port - first
-            self._ports[port] = (device, offset)
-            if isinstance(device, PortTable):
-                read, write = device.port(offset)
-            else:
-                read, write = partial(device.read, offset, 1), partial(device.write, offset, 1)
-            self.in_byte[io_word(KVM_EXIT_IO_IN, 1, port)] = read
-            self.out_byte[io_word(KVM_EXIT_IO_OUT, 1, port)] = write
+        for offset in range(count):
+            self._claim(first + offset, device, offset)
+            self._answer(first + offset, partial(device.read, offset, 1), partial(device.write, offset, 1))
+
+    def add_port_device(self, first: int, count: int, device: PortDevice) -> None:
+        """As add_ports, for a device whose one-byte registers are worth reaching directly."""
+        for offset in range(count):
+            self._claim(first + offset, device, offset)
+            self._answer(first + offset, *device.port(offset))
+            self._strings[first + offset] = (device, offset)
+
+    def _claim(self, port: int, device: Device, offset: int) -> None:
+        if port in self._ports or not 0 <= port <= 0xFFFF:
+            raise ConfigError(f"port {port:#x} is taken already, or is no port")
+        self._ports[port] = (device, offset)
+
+    def _answer(self, port: int, read: ReadByte, write: WriteByte) -> None:
+        self.in_byte[io_word(KVM_EXIT_IO_IN, 1, port)] = read
+        self.out_byte[io_word(KVM_EXIT_IO_OUT, 1, port)] = write
 
     def add_mmio(self, address: int, size: int, device: Device) -> None:
         """`device` answers at `size` bytes from guest-physical `address`. Raises ConfigError when that is taken."""
@@ -102,8 +109,8 @@ class Bus:
             return
         device, offset = claimed
         if is_out:
-            if size == 1 and isinstance(device, StringSink):
-                device.write_string(offset, bytes(data[:total]))
+            if size == 1 and port in self._strings:
+                self._strings[port][0].write_string(offset, bytes(data[:total]))
                 return
             for start in range(0, total, size):
                 device.write(offset, size, int.from_bytes(data[start : start + size], "little"))

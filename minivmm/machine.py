@@ -119,7 +119,7 @@ class Machine:
     def _add_devices(self, cmdline: str, irqchip: bool, virtio: tuple[Sequence[Disk], bool, bool, str]) -> str:
         """Puts the devices on the bus; returns the command line that tells the guest of them."""
         self.serial = Serial(self._console_output, self._interrupt_line(SERIAL_IRQ) if irqchip else _no_line)
-        self.bus.add_ports(SERIAL_PORT, 8, self.serial)
+        self.bus.add_port_device(SERIAL_PORT, 8, self.serial)
         self.bus.add_ports(debug_exit.PORT, 4, debug_exit.DebugExit())
         self.bus.add_ports(i8042.PORT, 1, i8042.KeyboardController())
         self.bus.add_ports(pvpanic.PORT, 1, pvpanic.PvPanic())

@@ -6,6 +6,8 @@ byte is copied.
 
 from __future__ import annotations
 
+import os
+import stat
 from collections.abc import Iterator
 from enum import IntEnum
 from pathlib import Path
@@ -208,7 +210,12 @@ def read_image(path: Path) -> bytes:
     """The file's bytes. Raises ImageError for what is no readable, non-empty regular file of at most 1 GiB."""
     try:
         with path.open("rb") as file:
-            data = file.read(MAX_IMAGE + 1)
+            status = os.fstat(file.fileno())
+            if not stat.S_ISREG(status.st_mode):
+                raise ImageError(path, "is not a regular file")
+            if status.st_size > MAX_IMAGE:
+                raise ImageError(path, f"is larger than {MAX_IMAGE >> 30} GiB: not a kernel")
+            data = file.read()
     except FileNotFoundError:
         raise ImageError(path, "no such file", remedy="vtk guest list") from None
     except IsADirectoryError:
@@ -219,6 +226,4 @@ def read_image(path: Path) -> bytes:
         raise ImageError(path, f"cannot be read: {error}") from error
     if not data:
         raise ImageError(path, "is empty")
-    if len(data) > MAX_IMAGE:
-        raise ImageError(path, f"is larger than {MAX_IMAGE >> 30} GiB: not a kernel")
     return data

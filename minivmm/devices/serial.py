@@ -93,7 +93,7 @@ class Serial:
 
     # --- the bus's side ----------------------------------------------------------------------------------------------
     def port(self, offset: int) -> tuple[Callable[[], int], Callable[[int], None]]:
-        """What reads and what writes the register at `offset` (minivmm.bus.PortTable)."""
+        """What reads and what writes the register at `offset` (minivmm.bus.PortDevice)."""
         return self._registers[offset]
 
     def read(self, offset: int, size: int) -> int:
