@@ -45,7 +45,9 @@ def run(effort: Effort) -> list[Figure]:
     name = f"{effort.cycles} machines"
     return [
         Figure(f"{name}: file descriptors left", "", more_fds, bound="0", met=more_fds == 0),
-        Figure(f"{name}: resident memory grown", "KiB", growth, bound=f"<= {MAX_GROWTH_KIB}", met=growth <= MAX_GROWTH_KIB),
+        Figure(
+            f"{name}: resident memory grown", "KiB", growth, bound=f"<= {MAX_GROWTH_KIB}", met=growth <= MAX_GROWTH_KIB
+        ),
         Figure(f"{name}: made, run and closed, each", "ms", *summarize(samples)),
     ]
 

@@ -21,7 +21,7 @@ def run(effort: Effort) -> list[Figure]:
     """Milliseconds from spawn to exit."""
     image = guest_os.image("hello")
     rounds = 2 * effort.rounds
-    vtk = [sys.executable, "-m", "toolkit"]
+    vtk = [sys.executable, "-m", "toolkit.cli"]
     bare = _time([sys.executable, "-c", "pass"], rounds)
     shown_help = _time([*vtk, "--help"], rounds)
     hello = _time([*vtk, "run", "hello"], rounds)

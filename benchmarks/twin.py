@@ -26,6 +26,8 @@ def build(source: str) -> Path:
         fresh = program.with_suffix(".new")
         built = subprocess.run([*command, str(fresh), str(path)], capture_output=True, text=True, check=False)
         if built.returncode:
-            raise HostError(f"{source} does not compile", cause=built.stderr.strip(), remedy="sudo apt install gcc libc6-dev")
+            raise HostError(
+                f"{source} does not compile", cause=built.stderr.strip(), remedy="sudo apt install gcc libc6-dev"
+            )
         fresh.rename(program)
     return program

@@ -156,8 +156,14 @@ class Machine:
     # --- life --------------------------------------------------------------------------------------------------------
     def run(self, timeout: float = 60.0) -> RunResult:
         """Starts the machine and waits for its end: at most `timeout` seconds, then the outcome is DEADLINE."""
-        self.start(timeout)
-        return self.wait()
+        try:
+            self.start(timeout)
+            return self.wait()
+        except KeyboardInterrupt:  # before wait() was there to take it
+            if not self._started:
+                raise
+            self._note_interrupt()
+            return self.wait()
 
     def start(self, timeout: float = 60.0) -> None:
         """Starts every vCPU. A machine starts once. Raises ConfigError for a second time."""
@@ -180,7 +186,7 @@ class Machine:
         try:
             self._watch()
         except KeyboardInterrupt:
-            self._note_end(None, EndOfRun(Outcome.INTERRUPTED, "interrupted from the keyboard"))
+            self._note_interrupt()
         self._halt_processors()
         assert self._end is not None
         processor, end = self._end
@@ -229,6 +235,9 @@ class Machine:
                 self._seconds = time.monotonic() - self._started
                 self._end = (processor, end)
         self._ended.set()
+
+    def _note_interrupt(self) -> None:
+        self._note_end(None, EndOfRun(Outcome.INTERRUPTED, "interrupted from the keyboard"))
 
     def _watch(self) -> None:
         """Waits for the end; notices the deadline, and a guest that has put itself to sleep for good.

@@ -132,8 +132,8 @@ class Notifications(threading.Thread):
         super().__init__(name="virtio", daemon=True)
         self._epoll = select.epoll()
         self._queues: dict[int, tuple[VirtioMmio, int]] = {}
-        self._stop = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-        self._epoll.register(self._stop, select.EPOLLIN)
+        self._quit = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._epoll.register(self._quit, select.EPOLLIN)
 
     def add(self, fd: int, transport: VirtioMmio, queue: int) -> None:
         """From now on a signal of `fd` is a kick of `queue`."""
@@ -145,7 +145,7 @@ class Notifications(threading.Thread):
         queues, read, poll = self._queues, os.eventfd_read, self._epoll.poll
         while True:
             for fd, _ in poll():
-                if fd == self._stop:
+                if fd == self._quit:
                     return
                 read(fd)
                 transport, queue = queues[fd]
@@ -154,8 +154,8 @@ class Notifications(threading.Thread):
 
     def close(self) -> None:
         """Ends the thread and waits for it."""
-        os.eventfd_write(self._stop, 1)
+        os.eventfd_write(self._quit, 1)
         if self.ident is not None:
             self.join()
         self._epoll.close()
-        os.close(self._stop)
+        os.close(self._quit)

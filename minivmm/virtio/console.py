@@ -47,7 +47,10 @@ class Console(VirtioDevice):
         self._pending_lock = threading.Lock()  # innermost: nothing is called while it is held
 
     def feed(self, data: bytes) -> int:
-        """Input for the guest, from any thread. Returns how many bytes were taken: not all when it does not read."""
+        """Input for the guest, from any thread. Returns how many bytes were taken: not all when it does not read.
+
+        It waits for a driver, also across a reset: a driver's first act is to reset the device.
+        """
         with self._pending_lock:
             taken = data[: MAX_PENDING - len(self._pending)]
             self._pending += taken
@@ -58,11 +61,6 @@ class Console(VirtioDevice):
         """The terminal has another size, in characters: tells the driver (5.3.5)."""
         CONSOLE_CONFIG.pack_into(self.config, 0, ConsoleConfig(cols, rows, 1, 0))
         self.config_changed()
-
-    def reset(self) -> None:
-        """Input meant for the driver that is gone is dropped."""
-        with self._pending_lock:
-            self._pending.clear()
 
     def handle_receiveq(self, chain: Chain) -> int | None:
         """Fills one buffer with pending input; leaves it available while there is none."""
