@@ -1,0 +1,46 @@
+"""Guests of a few bytes that end in each of the ways there are, the same file for minivmm and QEMU (entered by PVH)."""
+
+from __future__ import annotations
+
+import struct
+from pathlib import Path
+
+from tests.minivmm.images import CLI, CODE, HLT, SPIN, elf64, exit_with, print_text
+
+XEN_ELFNOTE_PHYS32_ENTRY = 18
+NOTE = struct.pack("<III4sI", 4, 4, XEN_ELFNOTE_PHYS32_ENTRY, b"Xen\0", CODE)
+
+
+def _out(port: int, value: int) -> bytes:
+    """mov dx, port; mov al, value; out dx, al."""
+    return b"\x66\xba" + struct.pack("<H", port) + b"\xb0" + bytes([value]) + b"\xee"
+
+
+# Sends back each byte it gets; q ends it. in al, LSR; test al, 1; jz back; in al, RBR; cmp al, 'q'; je end; out THR, al
+_ECHO = (
+    b"\x66\xba\xfd\x03"  # poll: mov dx, 0x3fd
+    b"\xec\xa8\x01\x74\xf7"  # in al, dx; test al, 1; jz poll
+    b"\x66\xba\xf8\x03\xec"  # mov dx, 0x3f8; in al, dx
+    b"\x3c\x71\x74\x03"  # cmp al, 'q'; je end
+    b"\xee\xeb\xea"  # out dx, al; jmp poll
+) + exit_with(0)
+
+CODES = {
+    "exit0": print_text(b"bye\n") + exit_with(0),
+    "exit3": print_text(b"bye") + exit_with(3),
+    "reset": _out(0x64, 0xFE) + SPIN,
+    "panic": _out(0x505, 1) + SPIN,
+    # lidt of ten zero bytes somewhere in free memory, then an invalid instruction: no handler at any level
+    "triple-fault": b"\x0f\x01\x1d\x00\x00\x20\x00\x0f\x0b",
+    "halt": CLI + HLT + SPIN,
+    "spin": SPIN,
+    "echo": print_text(b"ready\n") + _ECHO,
+    "flood": b"\x66\xba\xf8\x03\xb0A\xee\xeb\xfd",  # mov dx, 0x3f8; mov al, 'A'; again: out dx, al; jmp again
+}
+
+
+def write_guest(directory: Path, name: str) -> Path:
+    """The file of the guest called `name` in CODES."""
+    path = directory / f"{name}.elf"
+    path.write_bytes(elf64(CODES[name], note=NOTE))
+    return path

@@ -1,0 +1,265 @@
+"""`vtk compare`: measures the techniques against each other and prints, or writes, what was found."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import stat
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING
+
+import click
+
+from toolkit.cli import ExitStatus
+from toolkit.compare.techniques import TECHNIQUES
+from toolkit.compare.workloads import WORKLOADS
+
+if TYPE_CHECKING:
+    from toolkit.compare.cell import Settings
+    from toolkit.compare.results import Report, Result
+
+STDOUT = "-"
+DISK_SIZE = 64 << 20
+QUICK_DISK_SIZE = 16 << 20
+GUEST_MEMORY = 64 << 20
+LIFETIME = 6 * 3600.0  # seconds: the deadline of a machine, well past the longest comparison
+PLAIN_WIDTH = 100  # columns of a table that goes to a file or a pipe
+
+TERMINATED = 143  # the exit status after SIGTERM, as a shell would give it
+
+EPILOG = """\b
+Examples:
+  vtk compare --quick
+  vtk compare --technique native --technique hvm --workload syscall
+  vtk compare --json results.json --html report.html
+
+\b
+Exit status: 0 all that can run here was measured; 1 a cell failed; 2 wrong usage;
+3 nothing can be measured here; 130 interrupted: what was measured until then is shown and written.
+"""
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM: ends as Ctrl-C does, with the exit status of its own."""
+
+
+class Destination:
+    """A file a report will be written to. Opened when made, so that it is refused before anything is measured.
+
+    A file that is there keeps its content until the report is written. Raises OSError, and ValueError for a name no
+    file can have.
+    """
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self._created = False
+        if path == STDOUT:
+            return
+        self._created = not os.path.lexists(path)
+        with open(path, "ab") as file:
+            # Only a file is made by us, and may be removed by us; a pipe or /dev/null is just written to.
+            self._created = self._created and stat.S_ISREG(os.fstat(file.fileno()).st_mode)
+
+    def write(self, text: str) -> None:
+        """Puts the report there. Raises click.ClickException for a disk that filled up, or so."""
+        self._created = False
+        if self.path == STDOUT:
+            sys.stdout.write(text)
+            sys.stdout.flush()
+            return
+        try:
+            Path(self.path).write_text(text, encoding="utf-8")
+        except OSError as error:
+            raise click.ClickException(f"{self.path} cannot be written: {error.strerror}") from error
+
+    def abandon(self) -> None:
+        """Removes the empty file, if this made one and nothing was written."""
+        if self._created:
+            with contextlib.suppress(OSError):
+                os.unlink(self.path)
+
+
+def _destination(undo: contextlib.ExitStack, path: str | None, option: str) -> Destination | None:
+    """The destination an option names, if it was given; removed again with `undo` when nothing gets written."""
+    if path is None:
+        return None
+    try:
+        destination = Destination(path)
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        raise click.BadParameter(f"{path!r} cannot be written: {reason}", param_hint=option) from error
+    undo.callback(destination.abandon)
+    return destination
+
+
+@click.command("compare", epilog=EPILOG)
+@click.option("--quick", is_flag=True, help="Fewer and shorter samples: a minute or so instead of several.")
+@click.option(
+    "--technique",
+    "techniques",
+    multiple=True,
+    type=click.Choice([technique.name for technique in TECHNIQUES]),
+    help="Only this technique; may be repeated.",
+)
+@click.option(
+    "--workload",
+    "workloads",
+    multiple=True,
+    type=click.Choice([workload.name for workload in WORKLOADS]),
+    help="Only this workload; may be repeated.",
+)
+@click.option("--samples", type=click.IntRange(1, 10_000), help="Samples of each cell.")
+@click.option("--json", "json_file", metavar="FILE", help="Write the results as JSON; - is stdout.")
+@click.option("--html", "html_file", metavar="FILE", help="Write a report as one HTML file.")
+@click.pass_context
+def compare(
+    context: click.Context,
+    quick: bool,
+    techniques: Sequence[str],
+    workloads: Sequence[str],
+    samples: int | None,
+    json_file: str | None,
+    html_file: str | None,
+) -> None:
+    """Measure every technique of virtualization on the same work.
+
+    Prints a table: the time of one operation, how many times native's that is, how far the samples spread, and the
+    exits from the guest where they are counted. What cannot run here is in the table too, with the reason.
+    """
+    from toolkit.compare.cell import QUICK, Settings
+    from toolkit.compare.results import to_json
+
+    if json_file == html_file == STDOUT:
+        raise click.UsageError("--json and --html cannot both go to the standard output")
+    settings = QUICK if quick else Settings()
+    if samples is not None:
+        settings = replace(settings, samples=samples)
+    with contextlib.ExitStack() as undo:
+        json_to = _destination(undo, json_file, "--json")
+        html_to = _destination(undo, html_file, "--html")
+        report, status = _measure(settings, quick, techniques, workloads)
+        if json_to is not None:
+            json_to.write(to_json(report))
+        if html_to is not None:
+            from toolkit.compare.html import page
+
+            html_to.write(page(report))
+    _print(report, to_stderr=STDOUT in (json_file, html_file))
+    context.exit(status)
+
+
+def _measure(
+    settings: Settings, quick: bool, techniques: Sequence[str], workloads: Sequence[str]
+) -> tuple[Report, int]:
+    """Runs the comparison, to its end or until interrupted; what was found, and the exit status."""
+    from toolkit.compare.results import Report
+    from toolkit.host import gather
+
+    started, began = time.monotonic(), datetime.now(UTC)
+    host = gather().summary()
+    results: list[Result] = []
+    interruption: KeyboardInterrupt | None = None
+    try:
+        with _sigterm_interrupts():
+            _compare(settings, quick, techniques, workloads, results)
+    except KeyboardInterrupt as error:
+        interruption = error
+    run = {
+        "started": began.isoformat(timespec="seconds"),
+        "seconds": round(time.monotonic() - started, 1),
+        "quick": quick,
+        "samples": settings.samples,
+        "target_ms": round(settings.target * 1000),
+        "guest_memory": f"{GUEST_MEMORY >> 20} MiB",
+        "disk": f"{_disk_size(quick) >> 20} MiB, a raw file opened read-only, through the host's page cache everywhere",
+        "interrupted": interruption is not None,
+    }
+    return Report(host, run, tuple(results)), _exit_status(results, interruption)
+
+
+def _compare(
+    settings: Settings, quick: bool, techniques: Sequence[str], workloads: Sequence[str], results: list[Result]
+) -> None:
+    """Measures what was chosen into `results`, in the order of the tables."""
+    import guest_os
+    from toolkit.compare.runner import Comparison
+    from toolkit.compare.techniques import Bench
+
+    chosen = [technique for technique in TECHNIQUES if not techniques or technique.name in techniques]
+    names = [workload.name for workload in WORKLOADS if not workloads or workload.name in workloads]
+    with tempfile.TemporaryDirectory(prefix="vtk-compare-") as directory, _progress() as progress:
+        disk = Path(directory, "disk")
+        guest_os.write_disk(disk, _disk_size(quick))
+        bench = Bench(disk, GUEST_MEMORY, LIFETIME)
+        Comparison(chosen, names, bench, settings, results, progress).run()
+
+
+def _disk_size(quick: bool) -> int:
+    return QUICK_DISK_SIZE if quick else DISK_SIZE
+
+
+def _exit_status(results: Sequence[Result], interruption: KeyboardInterrupt | None) -> int:
+    if interruption is not None:
+        return TERMINATED if isinstance(interruption, Terminated) else ExitStatus.INTERRUPTED
+    statuses = {result.status.value for result in results}
+    if "failed" in statuses:
+        return ExitStatus.FAILED
+    return ExitStatus.OK if "ok" in statuses else ExitStatus.HOST
+
+
+@contextlib.contextmanager
+def _sigterm_interrupts() -> Iterator[None]:
+    """SIGTERM ends the comparison as Ctrl-C does."""
+
+    def terminate(_number: int, _frame: FrameType | None) -> None:
+        raise Terminated
+
+    before = signal.signal(signal.SIGTERM, terminate)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@contextlib.contextmanager
+def _progress() -> Iterator[Callable[[int, int, str], None]]:
+    """A progress bar on stderr, drawn between samples only: a thread that redraws would disturb what is measured."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+    console = Console(stderr=True)
+    columns = (
+        BarColumn(),
+        TextColumn("{task.percentage:3.0f}%"),
+        TimeElapsedColumn(),
+        TextColumn("{task.description}"),
+    )
+    with Progress(
+        *columns, console=console, auto_refresh=False, transient=True, disable=not console.is_terminal
+    ) as bar:
+        task = bar.add_task("starting", total=None)
+
+        def show(done: int, total: int, what: str) -> None:
+            bar.update(task, completed=done, total=total, description=what, refresh=True)
+
+        yield show
+
+
+def _print(report: Report, to_stderr: bool) -> None:
+    from rich.console import Console
+
+    from toolkit.compare.report import render
+
+    console = Console(stderr=to_stderr, highlight=False)
+    if not console.is_terminal and "COLUMNS" not in os.environ:
+        console.width = PLAIN_WIDTH
+    for part in render(report):
+        console.print(part)

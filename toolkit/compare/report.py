@@ -1,0 +1,148 @@
+"""The table for a terminal, readable in 100 columns: workloads down, techniques across."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING
+
+from toolkit.compare import quantity
+from toolkit.compare.results import TOTAL, Report, Result, Status
+from toolkit.compare.statistics import ratio
+from toolkit.compare.techniques import REFERENCE
+from toolkit.compare.workloads import other_name
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+    from rich.table import Table
+    from rich.text import Text
+
+STYLES = {Status.OK: "", Status.UNSUPPORTED: "dim", Status.FAILED: "bold red"}
+
+
+class Notes:
+    """Reasons under the table, each numbered once however many cells it explains."""
+
+    def __init__(self, report: Report) -> None:
+        self._cells: dict[tuple[Status, str, str], list[Result]] = {}
+        for result in report.results:
+            if result.status is not Status.OK:
+                self._cells.setdefault((result.status, result.reason, result.remedy), []).append(result)
+        self._numbers = {key: number for number, key in enumerate(self._cells, 1)}
+
+    def number(self, result: Result) -> int:
+        """The note that explains this cell."""
+        return self._numbers[result.status, result.reason, result.remedy]
+
+    def __iter__(self) -> Iterator[tuple[int, Status, str, str, str]]:
+        """Number, status, the cells concerned, reason, remedy."""
+        for (status, reason, remedy), results in self._cells.items():
+            yield self._numbers[status, reason, remedy], status, concerned(results), reason, remedy
+
+
+def concerned(results: Iterable[Result]) -> str:
+    """Which cells, shortly: by technique, and by workload where not every one is meant."""
+    by_technique: dict[str, list[str]] = {}
+    for result in results:
+        by_technique.setdefault(result.technique, []).append(result.workload)
+    return "; ".join(
+        f"{technique} ({', '.join(names)})" if len(names) <= 6 else f"{technique} ({len(names)} workloads)"
+        for technique, names in by_technique.items()
+    )
+
+
+def exits(result: Result) -> float | None:
+    """Exits an operation, all reasons together; None where nobody counted."""
+    return result.exits.get(TOTAL)
+
+
+def details(result: Result, reference: Result | None) -> str:
+    """The second line of a cell: the ratio to the reference, exits an operation."""
+    parts = []
+    own = result.estimate
+    base = reference.estimate if reference is not None else None
+    if own is not None and base is not None and result is not reference:
+        compared = ratio(own, base)
+        if compared is not None:
+            parts.append(quantity.times(compared.median))
+    count = exits(result)
+    if count is not None:
+        parts.append(f"{quantity.digits(count)} exits" if count >= 0.005 else "0 exits")
+    return "  ".join(parts)
+
+
+def table(report: Report) -> Table:
+    """The table itself."""
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+    from rich.text import Text
+
+    grid = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1), caption_justify="left")
+    grid.add_column("workload", no_wrap=True)
+    for technique in report.techniques:
+        grid.add_column(technique, justify="right", no_wrap=True)
+    notes = Notes(report)
+    for workload in report.workloads:
+        literature = other_name(workload)
+        name = Text(workload, style="bold")
+        if literature:
+            name.append(f"\n{literature}", style="dim")
+        reference = report.find(REFERENCE, workload)
+        grid.add_row(name, *(_cell(report.find(t, workload), reference, notes) for t in report.techniques))
+    return grid
+
+
+def _cell(result: Result | None, reference: Result | None, notes: Notes) -> Text:
+    from rich.text import Text
+
+    if result is None:
+        return Text("not measured", style="dim")
+    measured = result.estimate
+    if measured is None:
+        return Text(f"{result.status.value} [{notes.number(result)}]", style=STYLES[result.status])
+    cell = Text(quantity.time(measured.median), style="bold")
+    cell.append(f" {quantity.spread(measured.spread)}", style="dim not bold")
+    more = details(result, reference)
+    if more:
+        cell.append(f"\n{more}", style="not bold")
+    return cell
+
+
+def footer(report: Report) -> list[str]:
+    """What a reader must know to believe the table, a line each."""
+    lines = [f"{REFERENCE} = 1.00×. Time of one operation: median of the samples, ± median absolute deviation."]
+    lines += [line for line in (host_line(report.host), run_line(report.run)) if line]
+    return lines
+
+
+def host_line(host: dict[str, object]) -> str:
+    """The machine, in one line."""
+    shapes = {"cpu": "{}", "cpus": "{} CPUs", "kernel": "{}", "kvm": "KVM: {}", "exit_cost": "{}", "qemu": "{}"}
+    return " · ".join(shape.format(host[name]) for name, shape in shapes.items() if host.get(name))
+
+
+def run_line(run: dict[str, object]) -> str:
+    """The settings, in one line."""
+    parts = []
+    if run.get("samples"):
+        parts.append(f"{run['samples']} samples of at least {run.get('target_ms', '?')} ms a cell")
+    if isinstance(run.get("seconds"), (int, float)):
+        parts.append(f"{quantity.seconds(float(str(run['seconds'])))} in all")
+    if run.get("interrupted"):
+        parts.append("interrupted: not all was measured")
+    return " · ".join(parts)
+
+
+def render(report: Report) -> Iterator[RenderableType]:
+    """Everything that is printed."""
+    from rich.text import Text
+
+    if report.results:
+        yield table(report)
+    for number, status, cells, reason, remedy in Notes(report):
+        note = Text(f"[{number}] ", style=STYLES[status]).append(f"{status.value}: {cells}: ", style="not bold")
+        note.append(reason, style="not bold")
+        if remedy:
+            note.append(f"\n    try: {remedy}", style="not bold not dim")
+        yield note
+    for line in footer(report):
+        yield Text(line, style="dim")
