@@ -1,0 +1,86 @@
+"""Which guests there are, and where their files are.
+
+An installed wheel carries the images (guest_os/images); a checkout builds them on first use (`guest_os.build`) and
+again when a source changed. Deciding that nothing changed costs one stat(2) a source: no compiler is looked for.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).parent
+SHIPPED = ROOT / "images"  # in a wheel only
+STAMP = "stamp.json"
+NATIVE = "native"
+
+
+class Guest(NamedTuple):
+    """One guest: the file guests/NAME.c and the image made of it."""
+
+    name: str
+    description: str  # one line
+    source: Path
+
+
+def guests() -> dict[str, Guest]:
+    """Every guest by name. The description is the first line of its source."""
+    table = {}
+    for source in sorted((ROOT / "guests").glob("*.c")):
+        with open(source, encoding="utf-8") as text:
+            description = text.readline().strip().removeprefix("/*").removesuffix("*/").strip()
+        table[source.stem] = Guest(source.stem, description, source)
+    return table
+
+
+def image(name: str) -> Path:
+    """The ELF file of guest `name`. Raises BuildError when there is no such guest or it cannot be built."""
+    return _built(f"{name}.elf", name)
+
+
+def native() -> Path:
+    """The workloads as an ordinary program of this host (static Linux x86-64). Raises BuildError."""
+    return _built(NATIVE, NATIVE)
+
+
+def build_directory(compiler: str = "zig") -> Path:
+    """Where built images go: guest_os/build in a checkout, the user's cache where that cannot be written."""
+    base = ROOT / "build"
+    if not os.access(base if base.is_dir() else ROOT, os.W_OK):
+        cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+        base = Path(cache) / "vtk"
+    return base if compiler == "zig" else base / compiler
+
+
+def stamp_of(paths: list[str]) -> dict[str, list[int]]:
+    """What tells a changed file, for each path: modification time in ns, and size."""
+    stamp = {}
+    for path in paths:
+        status = os.stat(path)
+        stamp[path] = [status.st_mtime_ns, status.st_size]
+    return stamp
+
+
+def is_fresh(directory: Path) -> bool:
+    """Whether nothing in the stamp of the last build changed. Directories are in it, so a new file shows."""
+    try:
+        with open(directory / STAMP, encoding="utf-8") as file:
+            stamp = json.load(file)
+        return bool(stamp_of(list(stamp)) == stamp)
+    except (OSError, ValueError):
+        return False
+
+
+def _built(file: str, name: str) -> Path:
+    shipped = SHIPPED / file
+    if shipped.exists():
+        return shipped
+    directory = build_directory()
+    path = directory / file
+    if path.exists() and is_fresh(directory):
+        return path
+    from guest_os.build import build  # the compiler's side is loaded only when something must be compiled
+
+    return build([name])[name]

@@ -1,0 +1,67 @@
+/* Trap entry: one 16-byte stub a vector, one common path, and the way into and out of user mode. */
+#include "x86.h"
+
+/* A stub makes every vector leave the same frame: the processor pushes an error code for some vectors only
+ * (SDM 6.13), so the others push a zero in its place. The linker script puts the stubs at TRAP_STUBS. */
+    .section .stubs, "ax"
+    .set vector, 0
+    .rept 256
+    .balign TRAP_STUB_SIZE
+    .if vector == VECTOR_BP
+    jmp  breakpoint_entry               # user.S
+    .else
+    .if !(vector == 8 || (vector >= 10 && vector <= 14) || vector == 17 || vector == 21 || vector == 29 || vector == 30)
+    push $0                             # no error code: a zero where it would be
+    .endif
+    .if vector < 128
+    push $vector                        # 2 bytes
+    .else
+    push $vector - 256                  # sign-extended from 8 bits; trap_common's reader takes the low byte
+    .endif
+    jmp  trap_common
+    .endif
+    .set vector, vector + 1
+    .endr
+    .balign TRAP_STUB_SIZE
+
+/* The stack at trap_handle(), struct registers (traps.c), from rsp up:
+ *   r15 r14 r13 r12 r11 r10 r9 r8 rbp rdi rsi rdx rcx rbx rax | vector error | rip cs rflags rsp ss
+ *   pushed here                                               | the stub     | the processor        */
+    .section .text.traps, "ax"
+    .globl trap_common
+trap_common:
+    push %rax
+    push %rbx
+    push %rcx
+    push %rdx
+    push %rsi
+    push %rdi
+    push %rbp
+    push %r8
+    push %r9
+    push %r10
+    push %r11
+    push %r12
+    push %r13
+    push %r14
+    push %r15                           # struct registers is complete, rsp points to it
+    cld                                 # the C ABI wants DF clear; iretq brings the old one back
+    mov  %rsp, %rdi                     # first argument: the registers
+    call trap_handle                    # the processor aligned the frame: 22 words, so rsp is 16-aligned here
+    pop  %r15
+    pop  %r14
+    pop  %r13
+    pop  %r12
+    pop  %r11
+    pop  %r10
+    pop  %r9
+    pop  %r8
+    pop  %rbp
+    pop  %rdi
+    pop  %rsi
+    pop  %rdx
+    pop  %rcx
+    pop  %rbx
+    pop  %rax
+    add  $16, %rsp                      # vector and error code go; rip is on top
+    iretq                               # back to what was interrupted

@@ -1,0 +1,124 @@
+/* Into user mode, out of it, and the system call gate. */
+#include "system_calls.h"
+#include "x86.h"
+
+    .section .text.user, "ax"
+/* user_enter(rdi = pc, rsi = stack, rdx = argument): to ring 3 by sysret. The kernel's place is kept in user_return
+ * until hal_user_leave() comes back to it; traps meanwhile use the trap stack. */
+    .globl user_enter
+user_enter:
+    push %rbx                           # the ABI's callee-saved registers
+    push %rbp
+    push %r12
+    push %r13
+    push %r14
+    push %r15
+    mov  %rsp, user_return              # where hal_user_leave() shall continue
+    mov  %rdi, %rcx                     # sysret takes rip from rcx
+    mov  $FLAGS_FIXED | FLAGS_IF, %r11d # and rflags from r11: interrupts on in user mode
+    mov  %rdx, %rdi                     # the program's first argument
+    mov  %rsi, %rsp                     # the program's stack; interrupts are off until sysret
+    sysretq                             # ring 3, CS = USER_CS, SS = USER_DS
+
+/* hal_user_leave(rdi = result): back from user_enter(), whatever the trap stack held. */
+    .globl hal_user_leave
+hal_user_leave:
+    mov  %rdi, %rax                     # user_enter()'s return value
+    mov  user_return, %rsp              # the stack of user_enter()
+    pop  %r15
+    pop  %r14
+    pop  %r13
+    pop  %r12
+    pop  %rbp
+    pop  %rbx
+    ret                                 # in the caller of user_enter(), interrupts off
+
+/* hal_copy_from_user(rdi = to, rsi = from, rdx = size): true, or false where the user half does not hold it all.
+ * A page fault at one of the two string instructions continues at user_copy_end with al = 0 (user_copy_failed). */
+    .globl hal_copy_from_user, user_copy_words, user_copy_bytes, user_copy_end
+hal_copy_from_user:
+    xor  %eax, %eax                     # false, until all is copied
+    mov  %rsi, %rcx
+    add  %rdx, %rcx                     # the end
+    jc   user_copy_end                  # it wraps
+    shr  $47, %rcx                      # the user half ends at 2^47
+    jnz  user_copy_end
+    mov  %rdx, %rcx
+    shr  $3, %rcx                       # whole words first: on some KVMs each step costs a microsecond
+user_copy_words:
+    rep  movsq
+    mov  %edx, %ecx
+    and  $7, %ecx                       # the bytes that remain
+user_copy_bytes:
+    rep  movsb
+    mov  $1, %eax                       # true
+user_copy_end:
+    ret
+
+/* The gate: a page of its own that every address space maps at GATE_ADDRESS, user-executable. `syscall` lands here
+ * with rcx = return address, r11 = rflags, rsp still the program's.
+ *  - On hardware at ring 0: change the stack, call, sysret.
+ *  - On a KVM that runs guests at ring 3 of the host: still at ring 3, where the kernel cannot be called. The gate
+ *    then enters it through int3, the cheapest trap there, which knows it by its address; rcx and r11 wait on
+ *    the program's own stack, below the 128 bytes the ABI lets a leaf function use.
+ * r9, the sixth argument, is free: no call takes so many. */
+    .section .gate, "ax"
+    .balign 4096
+    .globl gate, gate_system_call, gate_after_trap
+gate:
+gate_system_call:
+    mov  %cs, %r9d                      # the selector in use, whose low bits are the ring
+    test $3, %r9b
+    jnz  still_user
+    mov  %rsp, %r9                      # the program's stack pointer, untrusted
+    mov  $trap_stack_top, %rsp          # ours; interrupts are off (SFMASK)
+    push %r9                            # kept for the return
+    push %rcx                           # return address
+    push %r11                           # rflags
+    push %r9                            # fills the stack to a multiple of 16
+    cmp  $SYSTEM_CALLS, %rax
+    jae  unknown
+    call *system_calls(,%rax,8)         # rdi, rsi, rdx are the arguments already
+back:
+    pop  %r9
+    pop  %r11
+    pop  %rcx
+    pop  %rsp                           # the program's stack; interrupts still off
+    sysretq                             # rip = rcx, rflags = r11
+unknown:
+    mov  $-ENOSYS, %rax
+    jmp  back
+
+still_user:
+    lea  -128(%rsp), %rsp               # leave the red zone alone
+    push %rcx                           # return address
+    push %r11                           # rflags
+    int3                                # into breakpoint_entry; rax has the result after it
+gate_after_trap:
+    popf                                # the flags SFMASK cleared; at ring 3 this cannot touch IF or IOPL
+    pop  %rcx                           # return address
+    lea  128(%rsp), %rsp                # the stack is as it was
+    jmp  *%rcx
+
+/* int3: a system call when it is the gate's own (below), which is the fast way in where `syscall` does not leave
+ * ring 3; each instruction here costs half a microsecond there. Five words were pushed, so the stack is 8 bytes off
+ * the ABI's alignment: only vector instructions would mind, and the kernel has none. */
+    .section .text.user, "ax"
+    .globl breakpoint_entry
+breakpoint_entry:
+    cmpq $GATE_ADDRESS + gate_after_trap - gate, (%rsp) # the rip that was pushed: after the gate's int3?
+    jne  1f
+    cmp  $SYSTEM_CALLS, %rax
+    jae  2f
+    call *system_calls(,%rax,8)         # rdi, rsi, rdx are the arguments already; rax the result
+    iretq                               # to gate_after_trap, ring 3
+2:  mov  $-ENOSYS, %rax
+    iretq
+1:  push $0                             # an ordinary breakpoint
+    push $VECTOR_BP
+    jmp  trap_common
+
+    .section .bss.user, "aw", @nobits
+    .balign 8
+user_return:
+    .skip 8

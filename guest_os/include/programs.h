@@ -1,0 +1,11 @@
+/* The user programs' own header. */
+#pragma once
+#include <stdint.h>
+
+#include "program.h"
+#include "system_calls.h"
+
+uint64_t system_call(uint64_t number, uint64_t a, uint64_t b, uint64_t c); /* programs/place.c */
+
+uint64_t program_main(const struct program_arguments *arguments);
+uint64_t checks_main(uint64_t number); /* programs/checks.c */
