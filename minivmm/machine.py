@@ -17,6 +17,7 @@ from minivmm.bus import Bus
 from minivmm.devices import debug_exit, i8042, pvpanic
 from minivmm.devices.serial import Serial
 from minivmm.errors import ConfigError, KvmError
+from minivmm.exits import Observer
 from minivmm.kvm import abi
 from minivmm.kvm.abi import Cap, Exit
 from minivmm.kvm.system import Kvm
@@ -38,7 +39,8 @@ class Machine:
 
     memory: bytes of RAM. cmdline: the kernel command line; where virtio devices are is appended to it. console: gets
     serial output as it comes, on a vCPU's thread. irqchip: interrupt controllers and timer in the kernel; without them
-    the guest has none and hlt ends the run. notify: who carries virtio notifications, see minivmm.slots.
+    the guest has none and hlt ends the run. notify: who carries virtio notifications, see minivmm.slots. on_exit: sees
+    every exit to user space (minivmm.exits), on the vCPU's thread; several times slower.
 
     Everything is made here, so that a fault in image, sizes or disks shows before anything runs: raises ImageError,
     ConfigError, HostError. Use it as a context manager, or call close().
@@ -58,11 +60,13 @@ class Machine:
         rng: bool = False,
         irqchip: bool = True,
         notify: str = "inline",
+        on_exit: Observer | None = None,
     ) -> None:
         if not 1 <= cpus <= MAX_CPUS:
             raise ConfigError(f"{cpus} vCPUs cannot be made", cause=f"from 1 to {MAX_CPUS}", remedy="--cpus 1")
         self._release = contextlib.ExitStack()
         self._sink = console
+        self._observer = on_exit
         self._output = bytearray()
         self._end: tuple[Processor | None, EndOfRun] | None = None
         self._end_lock = threading.Lock()
@@ -109,7 +113,7 @@ class Machine:
             self._release.callback(vcpu.close)
             _set_apic_id(cpuid, index)
             vcpu.set_cpuid(cpuid)
-            self.processors.append(Processor(vcpu, self.bus, self._note_end))
+            self.processors.append(Processor(vcpu, self.bus, self._note_end, self._observer))
         first = self.processors[0].vcpu
         fresh = first.get_sregs()
         entry.sregs.apic_base, entry.sregs.cr8 = fresh.apic_base, fresh.cr8
@@ -233,7 +237,8 @@ class Machine:
         with self._end_lock:
             if self._end is None:
                 self._seconds = time.monotonic() - self._started
-                self._end = (processor, end)
+                # Without its traceback, whose frames hold views of kvm_run that would keep the page mapped.
+                self._end = (processor, end.with_traceback(None))
         self._ended.set()
 
     def _note_interrupt(self) -> None:

@@ -13,6 +13,7 @@ import pytest
 
 from minivmm import Disk, Machine, Outcome
 from minivmm.errors import ConfigError, ImageError, KvmError, KvmMissing
+from minivmm.exits import ExitRecord, MmioAccess, PortAccess
 from minivmm.kvm.system import Kvm
 from tests.minivmm.images import CLI, HLT, SPIN, elf64, exit_with, print_text, write_elf
 
@@ -64,6 +65,22 @@ def test_the_console_arrives_byte_for_byte_and_exits_are_counted(guest: Write) -
         result = machine.run(timeout=60)
     assert result.console == b"hello\n" == b"".join(seen)
     assert result.exits == {"io": 7}
+
+
+@pytest.mark.svm_smoke
+def test_an_observer_sees_every_exit_with_its_data(guest: Write) -> None:
+    seen: list[ExitRecord] = []
+    # in al, 0x3fd; then mov eax, 0xfeb00000; mov [rax], al; then exit 3
+    code = b"\x66\xba\xfd\x03\xec" + b"\xb8\0\0\xb0\xfe\x88\x00" + exit_with(3)
+    with Machine(guest(code), on_exit=seen.append) as machine:
+        result = machine.run(timeout=60)
+    assert seen == [
+        PortAccess(0, 0x3FD, 1, False, b"\x60"),
+        MmioAccess(0, 0xFEB00000, 1, True, 0),
+        PortAccess(0, 0xF4, 1, True, b"\x03"),
+    ]
+    assert result.exits == {"io": 2, "mmio": 1}
+    assert result.code == 3
 
 
 def test_the_deadline_ends_a_guest_that_never_does_and_shows_where_it_was(guest: Write) -> None:

@@ -15,8 +15,8 @@ from toolkit.compare.statistics import Estimate
 SCHEMA_VERSION = 1
 UNIT = "ns/op"
 TOTAL = "exits"
-"""KVM's name for the counter of all exits; the other keys of `Result.exits` are its parts, as far as somebody tells them
-apart: KVM's own (`io_exits`, `halt_exits`, …), and those to user space by reason (`user_io`, `user_mmio`, …)."""
+"""KVM's name for the counter of all exits; the other keys of `Result.exits` are its parts, as far as anyone tells them
+apart: KVM's own (`io_exits`, …) and those to user space by reason (`user_io`, `user_mmio`, …)."""
 
 
 class ResultsError(VtkError):

@@ -21,7 +21,7 @@ class Workload(NamedTuple):
 
 WORKLOADS = (
     Workload("cpu", "a round of integer work: prime sieve, SHA-256, matrix product"),
-    Workload("memory", "a step of a pointer chase, with block copies between"),
+    Workload("memory", "256 steps of a pointer chase through 8 MiB, and 32 KiB copied"),
     Workload("call", "a function called and returned from", "callret"),
     Workload("syscall", "a system call that does nothing", "syscall"),
     Workload("divzero", "a division by zero, taken and handled", "divzero"),
