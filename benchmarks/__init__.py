@@ -24,6 +24,7 @@ BENCHMARKS: dict[str, Benchmark] = {
     "first-byte": Benchmark("benchmarks.first_byte", "how soon does a guest say its first byte, against QEMU?"),
     "start-up": Benchmark("benchmarks.start_up", "how long do `vtk --help` and a whole `vtk run hello` take?"),
     "block": Benchmark("benchmarks.block", "how fast is virtio-blk, against QEMU on the same KVM?"),
+    "virtio": Benchmark("benchmarks.virtio", "what does Python add to a disk request, against the bare preadv?"),
     "notify": Benchmark("benchmarks.notify", "who should carry a kick: the exit, or an ioeventfd?"),
     "life-cycle": Benchmark("benchmarks.life_cycle", "do 10,000 machines leave anything behind?", slow=True),
 }

@@ -4,7 +4,8 @@
 
     path = image("hello")        # an ELF file for minivmm, QEMU's microvm and any other PVH or Linux-64 loader
 
-`guest_os.build.build()` compiles explicitly. The names below load what they need when first used: `import guest_os` itself costs nothing.
+`guest_os.build.build()` compiles explicitly. The names below load what they need when first used:
+`import guest_os` itself costs nothing.
 """
 
 from __future__ import annotations

@@ -26,10 +26,13 @@ from minivmm.errors import VtkError
 
 SOURCE_FOLDERS = ("include", "kernel", "hal/x86_64", "drivers", "guests", "programs", "workloads", "native")
 
+# fmt: off
 COMMON_FLAGS = (
-    "-O2 -g0 -std=gnu11 -Wall -Wextra -Werror -ffreestanding -fno-builtin -fno-stack-protector -fno-pic -fno-pie "
-    "-fno-asynchronous-unwind-tables -fno-strict-aliasing -ffunction-sections -fdata-sections"
-).split()
+    "-O2", "-g0", "-std=gnu11", "-Wall", "-Wextra", "-Werror",
+    "-ffreestanding", "-fno-builtin", "-fno-stack-protector", "-fno-pic", "-fno-pie", "-fno-strict-aliasing",
+    "-fno-asynchronous-unwind-tables", "-fomit-frame-pointer", "-ffunction-sections", "-fdata-sections",
+)
+# fmt: on
 # Interrupts use the stack of what they interrupt, below its stack pointer: the kernel has no red zone.
 KERNEL_FLAGS = (*COMMON_FLAGS, "-mno-red-zone", "-mcmodel=kernel")
 PROGRAM_FLAGS = (*COMMON_FLAGS, "-mcmodel=small", "-DPROGRAM")
@@ -169,7 +172,10 @@ class _Build:
         if not output.exists():
             temporary = output.with_suffix(f".{os.getpid()}.{threading.get_ident()}.o")
             includes = [f"-I{ROOT / 'include'}", f"-I{unit.source.parent}"]
-            self._call([*self.compiler.compile, *unit.flags, *includes, "-c", str(unit.source), "-o", str(temporary)], unit.source)
+            self._call(
+                [*self.compiler.compile, *unit.flags, *includes, "-c", str(unit.source), "-o", str(temporary)],
+                unit.source,
+            )
             os.replace(temporary, output)
         return output
 
@@ -202,10 +208,10 @@ def _sources(folder: str, *suffixes: str) -> list[Path]:
 
 def _source_stamp(executable: str) -> dict[str, list[int]]:
     """The stamp of everything a build reads: the folders, the files in them, the compiler and this file."""
-    paths = [executable, __file__, str(ROOT / "guest.ld")]
+    paths = [executable, "build.py", "guest.ld"]
     for folder in SOURCE_FOLDERS:
-        paths.append(str(ROOT / folder))
-        paths.extend(map(str, _sources(folder, ".c", ".h", ".S", ".ld")))
+        paths.append(folder)
+        paths.extend(f"{folder}/{source.name}" for source in _sources(folder, ".c", ".h", ".S", ".ld"))
     return stamp_of(paths)
 
 

@@ -55,10 +55,10 @@ def build_directory(compiler: str = "zig") -> Path:
 
 
 def stamp_of(paths: list[str]) -> dict[str, list[int]]:
-    """What tells a changed file, for each path: modification time in ns, and size."""
+    """What tells a changed file, for each path (below this folder, or absolute): modification time in ns, and size."""
     stamp = {}
     for path in paths:
-        status = os.stat(path)
+        status = os.stat(os.path.join(ROOT, path))
         stamp[path] = [status.st_mtime_ns, status.st_size]
     return stamp
 

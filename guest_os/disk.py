@@ -6,16 +6,14 @@ The 8-byte little-endian word at byte offset `o` holds `o * 0x9E3779B97F4A7C15 m
 
 from __future__ import annotations
 
-import sys
-from array import array
-from itertools import islice
 from pathlib import Path
 
-WORD = 8
 _MULTIPLIER = 0x9E3779B97F4A7C15  # 2^64 / golden ratio, Knuth's multiplicative hash
 _MARK = 0x76746B  # "vtk"
 _MASK = (1 << 64) - 1
+_SECTOR = 512
 _CHUNK = 1 << 20
+_LANE = 16  # bytes: two words, so that a sum of two words has room
 
 
 def disk_pattern(offset: int) -> int:
@@ -24,20 +22,24 @@ def disk_pattern(offset: int) -> int:
 
 
 def write_disk(path: str | Path, size: int) -> None:
-    """Writes a patterned disk of `size` bytes, every block of it allocated. Raises ValueError when `size` is not a
-    positive multiple of 512 (a sector), OSError when the file cannot be written."""
-    if size <= 0 or size % 512:
-        raise ValueError(f"a disk of {size} bytes: the size must be a positive multiple of 512")
+    """Writes a patterned disk of `size` bytes, every block of it allocated; about 5 ms a MiB. Raises ValueError when
+    `size` is not a positive multiple of 512 (a sector), OSError when the file cannot be written.
+
+    A chunk is one big integer with a word in each lane, so that one addition computes all of them."""
+    if size <= 0 or size % _SECTOR:
+        raise ValueError(f"a disk of {size} bytes: the size must be a positive multiple of {_SECTOR}")
+    lanes = _CHUNK // _LANE
+    ones = _lanes([1] * lanes)
+    low_halves = ones * _MASK
+    marks = ones * (_MARK | _MARK << 64)
+    first = _lanes([lane * _LANE * _MULTIPLIER & _MASK for lane in range(lanes)])
     with open(path, "wb") as disk:
         for start in range(0, size, _CHUNK):
-            words = array("Q", _pattern_words(start, min(_CHUNK, size - start) // WORD))
-            if sys.byteorder == "big":
-                words.byteswap()
-            disk.write(words)
+            even = first + ones * (start * _MULTIPLIER & _MASK) & low_halves
+            odd = even + ones * (8 * _MULTIPLIER & _MASK) & low_halves
+            words = (even | odd << 64) ^ marks
+            disk.write(words.to_bytes(_CHUNK, "little")[: size - start])
 
 
-def _pattern_words(start: int, count: int) -> list[int]:
-    """`count` words from byte offset `start`. About 0.1 us a word."""
-    step = WORD * _MULTIPLIER
-    first = start * _MULTIPLIER
-    return [(value & _MASK) ^ _MARK for value in islice(range(first, first + count * step, step), count)]
+def _lanes(values: list[int]) -> int:
+    return int.from_bytes(b"".join(value.to_bytes(_LANE, "little") for value in values), "little")

@@ -54,8 +54,7 @@ class Output:
         """Whoever read the output went away."""
         self.last = b"\n"
         """The last byte written."""
-        self._thread = threading.Thread(target=self._run, name="vtk-output", daemon=True)
-        self._thread.start()
+        self._thread = threading.Thread(target=self._run, name="vtk-output", daemon=True)  # from the first write on
 
     def hold_until(self, deadline: float) -> None:
         """Holds no guest back after `deadline` (time.monotonic); what does not fit then is dropped."""
@@ -74,14 +73,17 @@ class Output:
             if not self.broken:
                 self._buffer += data
                 self._changed.notify_all()
+                if self._thread.ident is None:
+                    self._thread.start()
 
-    def finish(self) -> None:
-        """Returns when everything queued is written, or nobody reads it."""
+    def finish(self, limit: float = float("inf")) -> None:
+        """Returns when everything queued is written, or nobody reads it; after `limit` seconds at the latest."""
         with self._changed:
             self._finished = True
             self._changed.notify_all()
-        while self._thread.is_alive():
-            self._thread.join(0.2)  # in slices, so that Ctrl-C gets through to one who will not read
+        deadline = time.monotonic() + limit
+        while self._thread.is_alive() and (left := deadline - time.monotonic()) > 0:
+            self._thread.join(min(left, 0.2))  # in slices, so that Ctrl-C gets through to one who will not read
 
     def _run(self) -> None:
         while True:
@@ -165,7 +167,9 @@ class Session:
         Their handlers do nothing: the number arrives at the wake-up descriptor (signal.set_wakeup_fd), and the input
         thread does the rest. A handler would run between any two instructions of the main thread, locks held.
         """
-        taken = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+        ending = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+        # What was ignored from the start stays so: SIGHUP under nohup, SIGINT in a script's background job.
+        taken = [number for number in ending if signal.getsignal(number) is not signal.SIG_IGN]
         before = [signal.signal(number, _handled_elsewhere) for number in taken]
         wakeup = signal.set_wakeup_fd(self._wake_write, warn_on_full_buffer=False)
         try:

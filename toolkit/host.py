@@ -264,7 +264,7 @@ def _absent(group: str, name: str, program: str, remedy: str) -> Fact:
 def _libvirt() -> Iterator[Fact]:
     group = "libvirt"
     daemon = _which("virtqemud", "libvirtd")
-    library = sorted(Path("/usr").glob("lib*/**/libvirt.so.0.*"))[:1]
+    library = [path for folder in ("lib/*", "lib64", "lib") for path in Path("/usr").glob(f"{folder}/libvirt.so.0.*")]
     if daemon:
         version = re.search(r"\d+\.\d+\.\d+", _output(daemon, "--version"))
         yield Fact(group, "libvirt", State.OK, f"{version[0] if version else 'version unknown'}, {daemon}")

@@ -143,6 +143,7 @@ bool hal_copy_from_user(void *to, uint64_t from, size_t size);
 
 /* ---- processors ------------------------------------------------------------------------------------------------ */
 
-/* Starts every other CPU; each counts itself in hal_cpus() and then sleeps. Returns without waiting for them. */
+/* Starts every other CPU; each counts itself in hal_cpus() and then sleeps. Returns without waiting for them to come.
+ * The timer must be running, at 100 Hz or less. */
 void hal_cpus_start(void);
 unsigned hal_cpus(void); /* CPUs that run or ran kernel code, this one included */

@@ -56,7 +56,7 @@ extern system_call_function *const system_calls[SYSTEM_CALLS];
 
 /* ---- traps (traps.c) ----------------------------------------------------------------------------------------------- */
 
-/* Where the kernel's own code goes on after a trap (0: a trap in the kernel is a panic), and what the last was. */
+/* Where the kernel's own code goes on after a trap (0: a trap in the kernel is a panic), and what the last there was. */
 extern uint64_t kernel_recovery;
 extern struct trap kernel_last_trap;
 

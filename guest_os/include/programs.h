@@ -9,3 +9,5 @@ uint64_t system_call(uint64_t number, uint64_t a, uint64_t b, uint64_t c); /* pr
 
 uint64_t program_main(const struct program_arguments *arguments);
 uint64_t checks_main(uint64_t number); /* programs/checks.c */
+uint64_t offend_main(uint64_t number);
+uint64_t spin_main(uint64_t number);

@@ -11,7 +11,8 @@ bool kernel_trap(const struct trap *trap, struct registers *registers)
         program_killed(trap);
     if (recovery == 0)
         return false;
-    kernel_last_trap = *trap;
+    if (!trap->from_user)
+        kernel_last_trap = *trap;
     hal_trap_resume_at(registers, recovery, trap->address, trap->cause);
     return true;
 }

@@ -8,6 +8,8 @@ static const struct {
     uint64_t (*main)(uint64_t number);
 } programs[] = {
     {"checks", checks_main},
+    {"offend", offend_main},
+    {"spin", spin_main},
 };
 
 /* From start.S; the result is the program's exit code. */

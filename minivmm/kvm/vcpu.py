@@ -11,7 +11,7 @@ from typing import Any
 from minivmm.errors import KvmError
 from minivmm.kvm import abi
 from minivmm.kvm.ioctl import call, explain
-from minivmm.kvm.stats import read_stats
+from minivmm.kvm.stats import Stats
 
 
 class Vcpu:
@@ -24,6 +24,7 @@ class Vcpu:
     def __init__(self, fd: int, vcpu_id: int, run_size: int) -> None:
         self.fd = fd
         self.id = vcpu_id
+        self._stats_fd = -1
         try:
             self._run_page = mmap.mmap(fd, run_size, flags=mmap.MAP_SHARED, prot=mmap.PROT_READ | mmap.PROT_WRITE)
         except OSError as error:
@@ -31,9 +32,19 @@ class Vcpu:
             raise KvmError(
                 "mmap", error.errno or 0, f"kvm_run of vCPU {vcpu_id} cannot be mapped", cause=str(error)
             ) from error
+        # Opened now: the call waits for the vCPU's mutex, which a vCPU that sleeps in KVM_RUN holds.
+        self._stats = self._open_stats()
         self.run_bytes = memoryview(self._run_page)
         self.run32 = self.run_bytes.cast("I")
         self.run64 = self.run_bytes.cast("Q")
+
+    def _open_stats(self) -> Stats | None:
+        try:
+            return Stats(self._call(abi.KVM_GET_STATS_FD))
+        except KvmError as error:
+            if error.errno in (errno.ENOTTY, errno.EINVAL):
+                return None
+            raise
 
     def _call(self, request: int, argument: Any = 0) -> int:
         return call(self.fd, request, argument, subject=f"vCPU {self.id}")
@@ -97,16 +108,7 @@ class Vcpu:
 
     def stats(self) -> dict[str, int]:
         """KVM's own cumulative counters of this vCPU (4.133); empty where the kernel has none."""
-        try:
-            fd = self._call(abi.KVM_GET_STATS_FD)
-        except KvmError as error:
-            if error.errno in (errno.ENOTTY, errno.EINVAL):
-                return {}
-            raise
-        try:
-            return read_stats(fd)
-        finally:
-            os.close(fd)
+        return self._stats.read() if self._stats is not None else {}
 
     def close(self) -> None:
         """Unmaps kvm_run and lets go of the vCPU."""
@@ -115,5 +117,10 @@ class Vcpu:
         for view in (self.run64, self.run32, self.run_bytes):
             view.release()
         self._run_page.close()
+        if self._stats is not None:
+            self._stats.close()
+        if self._stats_fd >= 0:
+            os.close(self._stats_fd)
+            self._stats_fd = -1
         os.close(self.fd)
         self.fd = -1

@@ -22,7 +22,7 @@ FALLOC_FL_PUNCH_HOLE = 0x02
 FALLOC_FL_ZERO_RANGE = 0x10
 
 _libc = ctypes.CDLL(None, use_errno=True)
-_fallocate = _libc.fallocate64
+_fallocate = _libc.fallocate  # off_t is 64 bits wide on x86-64
 _fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
 
 _ZEROES = bytes(1 << 20)

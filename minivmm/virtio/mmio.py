@@ -138,10 +138,10 @@ class VirtioMmio:
 
     def write(self, offset: int, size: int, value: int) -> None:
         """Stores to a register; ignored where there is none, or where the access is not 32 bits wide (4.2.2.2)."""
+        if offset == QUEUE_NOTIFY and size == 4:
+            self._serve(value)
+            return
         with self._lock:
-            if offset == QUEUE_NOTIFY and size == 4:
-                self._serve(value)
-                return
             if offset >= CONFIG:
                 self._write_config(offset - CONFIG, size, value)
                 return
@@ -176,9 +176,8 @@ class VirtioMmio:
 
     def _serve(self, queue_index: int) -> None:
         """`notify`, and what is left over is served from elsewhere: the caller is a vCPU or a device's own thread."""
-        with self._lock:
-            if self.notify(queue_index):
-                self._resume(queue_index)
+        if self.notify(queue_index):
+            self._resume(queue_index)
 
     @property
     def live(self) -> bool:
@@ -207,19 +206,20 @@ class VirtioMmio:
 
     def _resume_in_thread(self, queue_index: int) -> None:
         """Goes on with a queue whose drain stopped at its bound, on a thread that ends when the queue is empty."""
-        if queue_index in self._resuming or self._closed:
-            return
-        name = f"virtio-{self.device.queues[queue_index].name}"
-        thread = threading.Thread(target=self._drain_rest, args=(queue_index,), name=name, daemon=True)
-        self._resuming[queue_index] = thread
-        thread.start()
+        with self._lock:
+            if queue_index in self._resuming or self._closed:
+                return
+            name = f"virtio-{self.device.queues[queue_index].name}"
+            thread = threading.Thread(target=self._drain_rest, args=(queue_index,), name=name, daemon=True)
+            self._resuming[queue_index] = thread
+            thread.start()
 
     def _drain_rest(self, queue_index: int) -> None:
         try:
             while True:
                 with self._lock:
                     if self._closed or not self.notify(queue_index):
-                        # Still under the lock: a kick that comes now finds no thread, and starts one.
+                        # Under the same lock: a kick that left something before was seen to, one after starts anew.
                         del self._resuming[queue_index]
                         return
                 time.sleep(RESUME_PAUSE)

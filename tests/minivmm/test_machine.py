@@ -235,6 +235,21 @@ def test_a_machine_that_cannot_be_built_leaves_no_descriptor(tmp_path: Path, gue
     assert open_fds() == before
 
 
+@pytest.mark.svm_smoke
+def test_kernel_counters_are_readable_while_the_guest_sleeps(guest: Write) -> None:
+    halted = threading.Event()
+    # out 0x3f8, then sti; again: hlt; jmp again
+    code = print_text(b"z") + b"\xfb\xf4\xeb\xfd"
+    with Machine(guest(code), console=lambda _: halted.set()) as machine:
+        machine.start(timeout=60)
+        assert halted.wait(60)
+        for _ in range(3):
+            counters = machine.kernel_stats()
+            assert counters == {} or counters["exits"] >= 1
+        machine.stop()
+        assert machine.wait().outcome is Outcome.INTERRUPTED
+
+
 def test_a_machine_runs_once(guest: Write) -> None:
     with Machine(guest(exit_with(0))) as machine:
         first = machine.run(timeout=60)

@@ -180,6 +180,14 @@ def test_without_python_and_apt_it_ends_with_the_mend(project: Project) -> None:
     assert "mend: sudo apt-get install python3 python3-venv" in done.stdout
 
 
+def test_beside_a_python_that_is_too_old_a_newer_one_is_installed(project: Project) -> None:
+    project.give("python3", PYTHON.replace("exit 0", "exit 1"))  # as the version check sees it
+    project.give("id", then="echo 0")
+    project.give("apt-get")
+    project.setup()
+    assert any("python3.11 python3.11-venv" in call for call in project.calls("apt-get"))
+
+
 @pytest.mark.skipif(shutil.which("shellcheck") is None, reason="no shellcheck (sudo apt-get install shellcheck)")
 def test_shellcheck_has_nothing_to_say() -> None:
     scripts = [*sorted((CHECKOUT / "scripts").iterdir()), CHECKOUT / ".ci/run"]

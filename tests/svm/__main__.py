@@ -74,7 +74,7 @@ def pytest_command(expression: str, extra: list[str]) -> list[str]:
         *("--junit-xml", "/run/results/junit.xml", "--color", "yes" if sys.stdout.isatty() else "no"),
         # What writes, or costs seconds of start-up there, and adds nothing to this run.
         *("-p", "no:cacheprovider", "-p", "no:hypothesispytest"),
-        *("-o", "faulthandler_timeout=120", *extra),
+        *("-o", "faulthandler_timeout=600", *extra),
     ]
 
 

@@ -22,7 +22,7 @@ _ECHO = (
     b"\xec\xa8\x01\x74\xf7"  # in al, dx; test al, 1; jz poll
     b"\x66\xba\xf8\x03\xec"  # mov dx, 0x3f8; in al, dx
     b"\x3c\x71\x74\x03"  # cmp al, 'q'; je end
-    b"\xee\xeb\xea"  # out dx, al; jmp poll
+    b"\xee\xeb\xeb"  # out dx, al; jmp poll
 ) + exit_with(0)
 
 CODES = {

@@ -164,6 +164,7 @@ def _measure(
     from toolkit.host import gather
 
     started, began = time.monotonic(), datetime.now(UTC)
+    load = round(os.getloadavg()[0], 2)  # what else this host is doing, before we add to it
     host = gather().summary()
     results: list[Result] = []
     interruption: KeyboardInterrupt | None = None
@@ -175,6 +176,7 @@ def _measure(
     run = {
         "started": began.isoformat(timespec="seconds"),
         "seconds": round(time.monotonic() - started, 1),
+        "load": load,
         "quick": quick,
         "samples": settings.samples,
         "target_ms": round(settings.target * 1000),

@@ -36,8 +36,8 @@ def list_guests(as_json: bool) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def build(names: tuple[str, ...], compiler: str, as_json: bool) -> int:
     """Build the guests named, or all of them and the native program. Prints where each one is."""
-    from guest_os import BuildError
-    from guest_os import build as build_guests
+    from guest_os.build import BuildError
+    from guest_os.build import build as build_guests
 
     try:
         built = build_guests(names or None, compiler)

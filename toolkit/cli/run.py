@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 SCHEMA = 1
 REGISTERS_A_ROW = 3
+MAX_TIMEOUT = 1e7  # seconds
+FLUSH_LIMIT = 3.0  # seconds the reader of a guest that was ended has to take its last output
 UNITS = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 
 STATUSES = "\n".join(
@@ -46,6 +48,14 @@ def _size(_ctx: click.Context, _param: click.Parameter, value: str) -> int:
     if size is None:
         raise click.BadParameter(f"{value!r} is not a size: write 64M, 1G or 512K")
     return int(size[1]) * UNITS[size[2].upper() or "M"]
+
+
+def _seconds(_ctx: click.Context, _param: click.Parameter, value: float | None) -> float | None:
+    if value is not None and not 0 < value <= MAX_TIMEOUT:
+        raise click.BadParameter(
+            f"{value:g} is not a time a machine can be given: more than 0, at most {MAX_TIMEOUT:g}"
+        )
+    return value
 
 
 def _disks(_ctx: click.Context, _param: click.Parameter, values: tuple[str, ...]) -> list[Disk]:
@@ -83,7 +93,8 @@ class Choice(NamedTuple):
 @click.option(
     "--timeout",
     metavar="SECONDS",
-    type=click.FloatRange(min=0, min_open=True, max=1e7),
+    type=float,
+    callback=_seconds,
     help="End the machine after this long.  [default: 60, on a terminal a day]",
 )
 @click.option(
@@ -149,7 +160,8 @@ def run(
         result = session.run(timeout)
         counters = machine.kernel_stats() if stats else {}
     if output is not None:
-        output.finish()
+        ended_from_outside = result.outcome in (Outcome.DEADLINE, Outcome.INTERRUPTED)
+        output.finish(FLUSH_LIMIT if ended_from_outside else float("inf"))
     if as_json:
         _print_json(guest, image, choice, result)
     else:

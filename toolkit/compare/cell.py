@@ -43,7 +43,7 @@ class Settings:
     """For one cell; when it is spent, MIN_SAMPLES samples are enough."""
 
 
-QUICK = Settings(target=0.015, samples=5, markers=3, deadline=10.0, budget=2.0)
+QUICK = Settings(target=0.04, samples=5, markers=3, deadline=10.0, budget=1.5)
 
 
 class CellFailed(VtkError):

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from rich.table import Table
     from rich.text import Text
 
+BUSY = 1.0  # load average before a comparison, above which something runs all the time
 STYLES = {Status.OK: "", Status.UNSUPPORTED: "dim", Status.FAILED: "bold red"}
 
 
@@ -67,7 +68,7 @@ def details(result: Result, reference: Result | None) -> str:
     count = exits(result)
     if count is not None:
         parts.append(f"{quantity.digits(count)} exits" if count >= 0.005 else "0 exits")
-    return "  ".join(parts)
+    return " · ".join(parts)
 
 
 def table(report: Report) -> Table:
@@ -127,6 +128,9 @@ def run_line(run: dict[str, object]) -> str:
         parts.append(f"{run['samples']} samples of at least {run.get('target_ms', '?')} ms a cell")
     if isinstance(run.get("seconds"), (int, float)):
         parts.append(f"{quantity.seconds(float(str(run['seconds'])))} in all")
+    load = run.get("load")
+    if isinstance(load, float) and load > BUSY:
+        parts.append(f"the host was busy with other work (load {load:g}): spreads are wide")
     if run.get("interrupted"):
         parts.append("interrupted: not all was measured")
     return " · ".join(parts)

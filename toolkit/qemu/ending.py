@@ -22,7 +22,7 @@ class Ending(NamedTuple):
 
 def exited(code: int) -> Ending:
     """The end by the debug-exit port with `code`."""
-    return Ending(Outcome.EXITED if code else Outcome.SHUTDOWN, f"debug exit with code {code}", code)
+    return Ending(Outcome.EXITED if code else Outcome.SHUTDOWN, f"the guest exited with code {code}", code)
 
 
 def ending(events: Sequence[Mapping[str, Any]], returncode: int, words: str, asked: Ending | None) -> Ending:
@@ -35,7 +35,7 @@ def ending(events: Sequence[Mapping[str, Any]], returncode: int, words: str, ask
     shutdown = ""
     for event in events:
         if event.get("event") == "GUEST_PANICKED":
-            return Ending(Outcome.CRASHED, "the guest reported a panic (pvpanic)")
+            return Ending(Outcome.CRASHED, "the guest's kernel panicked (pvpanic)")
         if event.get("event") == "SHUTDOWN":
             shutdown = str(event.get("data", {}).get("reason", ""))
     complaint = complaints(words)
@@ -45,11 +45,11 @@ def ending(events: Sequence[Mapping[str, Any]], returncode: int, words: str, ask
         case "guest-shutdown":
             return Ending(Outcome.SHUTDOWN, "the guest powered off")
         case "guest-panic":
-            return Ending(Outcome.CRASHED, "the guest reported a panic")
+            return Ending(Outcome.CRASHED, "the guest's kernel panicked")
         case "guest-reset" if f"{RESET_TRACE} {RESET_COMMAND:#x}" in words:
-            return Ending(Outcome.RESET, "reset through the keyboard controller (port 0x64)")
+            return Ending(Outcome.RESET, "the guest pulsed the reset line (i8042)")
         case "guest-reset":
-            return Ending(Outcome.TRIPLE_FAULT, "the CPU shut down")
+            return Ending(Outcome.TRIPLE_FAULT, "the CPU shut down: a fault while delivering a double fault")
         case "host-error":
             return Ending(Outcome.HOST_ERROR, complaint or "QEMU reports a host error")
     if asked is not None:

@@ -87,6 +87,7 @@ class QemuMachine:
         self._events: list[dict[str, Any]] = []
         self._asked: Ending | None = None
         self._result: RunResult | None = None
+        self._fault: Exception | None = None
         self._done = threading.Event()
         self._stats: dict[str, int] = {}
         self._closed = False
@@ -138,9 +139,9 @@ class QemuMachine:
         except KeyboardInterrupt:
             self.stop("interrupted from the keyboard")
             self._done.wait()
-        for line in self._lines:
-            if line.failure is not None:
-                raise line.failure
+        for failure in (self._fault, *(line.failure for line in self._lines)):
+            if failure is not None:
+                raise failure
         assert self._result is not None
         return self._result
 
@@ -228,7 +229,7 @@ class QemuMachine:
                 hvc=ends[1] if len(ends) > 1 else None,
                 paused=self._paused,
             )
-            self._consoles = asyncio.Semaphore(0)
+            self._consoles, self._greeted = asyncio.Semaphore(0), asyncio.Event()
             self._began = time.monotonic()
             try:
                 self._process = QemuProcess(arguments, [qmp_theirs.fileno(), *ends])
@@ -245,10 +246,14 @@ class QemuMachine:
             qmp.close()
             if isinstance(error, TimeoutError):
                 self._process.kill()
+            self._greeted.set()
             await self._supervisor
             words = complaints(self._process.words)
             if self._paused or words:
                 raise QemuError("QEMU did not start", words or str(error)) from error
+            return
+        finally:
+            self._greeted.set()
         if self._paused:
             self._began = time.monotonic()
             self._deadline.cancel()
@@ -257,12 +262,21 @@ class QemuMachine:
                 await self._qmp.execute("cont")
 
     async def _supervise(self, timeout: float) -> None:
-        """From the start of the process to the result. Nothing a guest or QEMU does keeps it from getting there."""
+        """From the start of the process to the result. Whatever happens, whoever waits for it is let go."""
+        try:
+            self._result = await self._follow(timeout)
+        except Exception as fault:  # noqa: BLE001 - a fault of ours: wait() raises it where it can be seen
+            self._fault = fault
+        finally:
+            self._done.set()
+
+    async def _follow(self, timeout: float) -> RunResult:
         assert self._process is not None
         watchers = [asyncio.create_task(self._follow_events()), asyncio.create_task(self._watch_for_halt())]
         returncode = await self._process.ended()
         seconds = time.monotonic() - self._began
         self._deadline.cancel()
+        await self._greeted.wait()
         await self._hang_up()
         for watcher in watchers:
             watcher.cancel()
@@ -273,24 +287,15 @@ class QemuMachine:
                 for _ in self._lines:
                     await self._consoles.acquire()
         outcome, detail, code = ending(self._events, returncode, self._process.words, self._asked)
-        self._result = RunResult(
-            outcome,
-            detail,
-            code,
-            console=b"".join(line.output for line in self._lines),
-            seconds=seconds,
-            exits=_exits(self._stats),
-        )
-        self._done.set()
+        console = b"".join(line.output for line in self._lines)
+        return RunResult(outcome, detail, code, console=console, seconds=seconds, exits=_exits(self._stats))
 
     async def _hang_up(self) -> None:
         """Ends the QMP connection after its last event has been read. QEMU being gone, that it hung up is no news."""
-        while self._qmp.runstate in (Runstate.CONNECTING, Runstate.RUNNING):
-            try:
-                async with asyncio.timeout(CONSOLE_TIMEOUT):
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(CONSOLE_TIMEOUT):
+                while self._qmp.runstate is Runstate.RUNNING:
                     await self._qmp.runstate_changed()
-            except TimeoutError:
-                break
         if self._qmp.runstate is not Runstate.IDLE:
             with contextlib.suppress(EOFError, OSError, QMPError):
                 await self._qmp.disconnect()
@@ -329,7 +334,7 @@ class QemuMachine:
                 with contextlib.suppress(QMPError):
                     text = await self._qmp.execute("human-monitor-command", {"command-line": "info registers -a"})
                     if _all_halted(str(text)):
-                        self._end(Ending(Outcome.HALTED, "every vCPU halted with interrupts off"))
+                        self._end(Ending(Outcome.HALTED, "every vCPU is in hlt with interrupts off"))
             looked = idle
 
     def _end(self, asked: Ending) -> None:

@@ -14,6 +14,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Any, Protocol
 
+from minivmm.boot.linux64 import MAX_COMMAND_LINE
 from minivmm.errors import ConfigError, ImageError
 
 DEBUG_EXIT_PORT = 0xF4
@@ -74,6 +75,11 @@ class Microvm:
                 f"QEMU cannot give a guest {self.cpus} CPUs",
                 cause=f"a microvm has from 1 to {MAX_CPUS}",
                 remedy="--cpus 1",
+            )
+        if len(self.cmdline.encode("utf-8", "surrogateescape")) > MAX_COMMAND_LINE or "\0" in self.cmdline:
+            raise ConfigError(
+                f"the command line of {len(self.cmdline)} characters cannot be passed",
+                cause=f"at most {MAX_COMMAND_LINE} bytes fit, none of them zero",
             )
         slots = len(self.disks) + self.virtio_console + self.rng
         if slots > VIRTIO_SLOTS:

@@ -33,8 +33,7 @@ struct handler {
     void (*function)(void *);
     void *context;
 };
-static struct handler line_handler[IRQ_LINES];
-static struct handler self_handler;
+static struct handler handlers[256]; /* by vector */
 
 static volatile uint32_t *device(uint64_t physical)
 {
@@ -73,7 +72,7 @@ bool hal_irq_handle(unsigned line, void (*function)(void *), void *context)
     if (line >= IRQ_LINES)
         return false;
     apic_start();
-    line_handler[line] = (struct handler){function, context};
+    handlers[VECTOR_IRQ + line] = (struct handler){function, context};
     ioapic_write(IOREDTBL(line) + 1, lapic_read(LAPIC_ID) & 0xff000000); /* destination: this CPU */
     ioapic_write(IOREDTBL(line), VECTOR_IRQ + line);
     return true;
@@ -82,7 +81,7 @@ bool hal_irq_handle(unsigned line, void (*function)(void *), void *context)
 void hal_self_interrupt_handle(void (*function)(void *), void *context)
 {
     apic_start();
-    self_handler = (struct handler){function, context};
+    handlers[VECTOR_SELF] = (struct handler){function, context};
 }
 
 void hal_self_interrupt(void)
@@ -97,12 +96,11 @@ void apic_send_to_others(uint32_t command)
         ;
 }
 
+/* From interrupt_common (traps.S). */
 void interrupt_handle(uint64_t vector)
 {
-    const struct handler *handler = vector == VECTOR_SELF                ? &self_handler
-                                    : vector - VECTOR_IRQ < IRQ_LINES ? &line_handler[vector - VECTOR_IRQ]
-                                                                         : NULL;
-    if (handler == NULL || handler->function == NULL)
+    const struct handler *handler = &handlers[vector];
+    if (handler->function == NULL)
         return; /* spurious: no end-of-interrupt (SDM 11.9) */
     handler->function(handler->context);
     lapic_write(LAPIC_EOI, 0);

@@ -1,4 +1,4 @@
-/* Between traps.c, which receives every vector, and apic.c, which knows whose it is. */
+/* What the rest of this layer wants of apic.c. */
 #pragma once
 #include <stdint.h>
 

@@ -9,20 +9,48 @@
     .balign TRAP_STUB_SIZE
     .if vector == VECTOR_BP
     jmp  breakpoint_entry               # user.S
+    .elseif vector >= VECTOR_IRQ && vector != VECTOR_SYSCALL
+    push $vector - 256                  # what is read of it is the low byte
+    jmp  interrupt_common
     .else
     .if !(vector == 8 || (vector >= 10 && vector <= 14) || vector == 17 || vector == 21 || vector == 29 || vector == 30)
     push $0                             # no error code: a zero where it would be
     .endif
-    .if vector < 128
-    push $vector                        # 2 bytes
-    .else
-    push $vector - 256                  # sign-extended from 8 bits; trap_common's reader takes the low byte
-    .endif
+    push $vector - 256                  # what is read of it is the low byte
     jmp  trap_common
     .endif
     .set vector, vector + 1
     .endr
     .balign TRAP_STUB_SIZE
+
+/* A device's or our own interrupt: interrupt_handle(vector) needs nothing of what was interrupted, so only the
+ * registers a C function may change are kept. 15 words: 8 bytes off the ABI's alignment, which only vector instructions
+ * would mind, and the kernel has none. */
+    .section .text.traps, "ax"
+interrupt_common:
+    push %rax
+    push %rcx
+    push %rdx
+    push %rsi
+    push %rdi
+    push %r8
+    push %r9
+    push %r10
+    push %r11
+    movzbl 72(%rsp), %edi               # first argument: the vector, below the nine registers
+    cld                                 # the C ABI wants DF clear; iretq brings the old one back
+    call interrupt_handle
+    pop  %r11
+    pop  %r10
+    pop  %r9
+    pop  %r8
+    pop  %rdi
+    pop  %rsi
+    pop  %rdx
+    pop  %rcx
+    pop  %rax
+    add  $8, %rsp                       # the vector goes; rip is on top
+    iretq                               # back to what was interrupted
 
 /* The stack at trap_handle(), struct registers (traps.c), from rsp up:
  *   r15 r14 r13 r12 r11 r10 r9 r8 rbp rdi rsi rdx rcx rbx rax | vector error | rip cs rflags rsp ss

@@ -1,5 +1,4 @@
-/* Exceptions, interrupts and the slow ways into a system call. */
-#include "interrupts.h"
+/* Exceptions, and the slow ways into a system call. */
 #include "instructions.h"
 #include "kernel.h"
 #include "registers.h"
@@ -60,11 +59,8 @@ void trap_handle(struct registers *r)
     uint64_t code = r->error;
     bool from_user = (r->cs & 3) == 3;
 
-    if (vector >= VECTOR_IRQ) {
-        if (vector == VECTOR_SYSCALL)
-            system_call(r);
-        else
-            interrupt_handle(vector);
+    if (vector == VECTOR_SYSCALL) {
+        system_call(r);
         return;
     }
     if (vector == VECTOR_UD && from_user && int_n_as_invalid_opcode(r, &vector, &code))

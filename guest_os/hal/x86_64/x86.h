@@ -80,5 +80,8 @@
 
 #define STACK_SIZE 16384
 
+/* Where the other processors start: a page below 1 MiB that the loaders do not use. */
+#define TRAMPOLINE 0x8000
+
 /* Where every address space maps the page `syscall` lands on (user.S). */
 #define GATE_ADDRESS 0x7ffff000

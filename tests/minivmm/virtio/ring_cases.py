@@ -7,9 +7,8 @@ while it is served, and every byte the device may touch is known beforehand.
 from __future__ import annotations
 
 import itertools
+import random
 from typing import NamedTuple
-
-from hypothesis import strategies as st
 
 from minivmm.errors import VtkError
 from minivmm.memory import GuestMemory
@@ -23,7 +22,6 @@ MEMORY = 1 << 20
 TABLES = 0x8000  # indirect tables of a case
 DATA, DATA_END = 0x10000, 0x12000  # its buffers, at most 4 KiB each
 WATCHED = ((TABLES, 0x14000), (MEMORY - 4096, MEMORY))  # where a slip would show: around the buffers, and at the end
-INTERESTING = (0, DATA, DATA + 64, DATA_END, MEMORY - 1, MEMORY, 1 << 32, 2**64 - 1)
 FILL = 0xA5
 
 
@@ -152,37 +150,44 @@ def agrees(case: RingCase, memory: GuestMemory | None = None) -> bool:
     return same
 
 
-def _addresses(writable: bool) -> st.SearchStrategy[int]:
-    """Buffers lie in DATA, or reach for what is not the guest's; writable ones never reach tables or rings."""
-    inside = st.integers(DATA, DATA_END)
-    beyond = st.sampled_from([a for a in INTERESTING if a >= MEMORY or (a >= DATA and writable) or not writable])
-    return st.one_of(inside, inside, inside, beyond)
+def ring_case(seed: int) -> RingCase:
+    """A case from its seed. Mostly good chains: what is random all over never gets past the first check."""
+    rng = random.Random(seed)
+    length = rng.randint(1, QUEUE_SIZE)
+    heads = [rng.choice([rng.randrange(QUEUE_SIZE), rng.randint(0, QUEUE_SIZE)]) for _ in range(length)]
+    return RingCase(
+        _table(rng, QUEUE_SIZE, indirect=0.15),
+        [_table(rng, rng.choice([rng.randint(0, 8), QUEUE_SIZE + 1]), indirect=0.02) for _ in range(2)],
+        heads,
+        rng.choice([len(heads)] * 5 + [rng.randint(0, QUEUE_SIZE + 1)]),
+    )
 
 
-@st.composite
-def _descriptors(draw: st.DrawFn, *, size: int, indirect: bool) -> Descriptor:
-    kinds = [DescriptorFlag(0), DescriptorFlag.NEXT, DescriptorFlag.WRITE, DescriptorFlag.WRITE | DescriptorFlag.NEXT]
-    if indirect:
-        kinds += [DescriptorFlag.INDIRECT, DescriptorFlag.INDIRECT | draw(st.sampled_from(kinds))]
-    flags = draw(st.sampled_from(kinds))
-    following = draw(st.one_of(st.integers(0, size), st.integers(0, size), st.just(0xFFFF)))
-    if flags & DescriptorFlag.INDIRECT:
-        address = draw(st.sampled_from([TABLES, TABLES + 256, TABLES + 512, MEMORY - 16, MEMORY, 2**64 - 16]))
-        length = draw(st.sampled_from([16, 32, 64, 128, 144, 0, 15, 24]))
+def _table(rng: random.Random, size: int, *, indirect: float) -> list[Descriptor]:
+    """A table that is well made, or not so well."""
+    care = rng.choice([0.85, 1.0])
+    writing_from = rng.randint(0, size)
+    return [_descriptor(rng, i, size, care, indirect, i >= writing_from) for i in range(size)]
+
+
+def _descriptor(rng: random.Random, index: int, size: int, care: float, indirect: float, writing: bool) -> Descriptor:
+    """Buffers lie in DATA, or now and then reach for what is not the guest's; never for rings or tables."""
+    flags = DescriptorFlag.WRITE if writing is (rng.random() < care) else DescriptorFlag(0)
+    if index + 1 < size and rng.random() < care:
+        flags |= DescriptorFlag.NEXT
+    following = index + 1 if rng.random() < care else rng.choice([rng.randint(0, size), 0xFFFF])
+    if rng.random() < indirect:
+        flags |= DescriptorFlag.INDIRECT
+        if rng.random() < 0.8:
+            flags &= ~DescriptorFlag.NEXT
+        address = rng.choice([TABLES, TABLES + 256] * 4 + [TABLES + 512, MEMORY - 16, MEMORY, 2**64 - 16])
+        length = rng.choice([16, 32, 64, 128, 144, 144, 144, 0, 15, 24])
+    elif rng.random() < care:
+        address, length = rng.randint(DATA, DATA_END), rng.choice([rng.randint(1, 64), rng.randint(1, 64), 0, 4096])
     else:
-        address = draw(_addresses(bool(flags & DescriptorFlag.WRITE)))
-        length = draw(st.one_of(st.integers(1, 64), st.sampled_from([0, 1, 4096, 1 << 31, 2**32 - 1])))
+        address = rng.choice([DATA, MEMORY - 1, MEMORY - 64, MEMORY, 1 << 32, 2**64 - 1])
+        length = rng.choice([1, 64, 65, 1 << 31, 2**32 - 1])
     return Descriptor(address, length, int(flags), following)
-
-
-@st.composite
-def ring_cases(draw: st.DrawFn) -> RingCase:
-    """Mostly good queues: what is random all over never gets past the first check."""
-    table = draw(st.lists(_descriptors(size=QUEUE_SIZE, indirect=True), min_size=QUEUE_SIZE, max_size=QUEUE_SIZE))
-    indirect = draw(st.lists(st.lists(_descriptors(size=8, indirect=True), max_size=9), max_size=2))
-    heads = draw(st.lists(st.integers(0, QUEUE_SIZE), min_size=1, max_size=QUEUE_SIZE))
-    available = draw(st.one_of(st.just(len(heads)), st.just(len(heads)), st.just(len(heads)), st.integers(0, 9)))
-    return RingCase(table, indirect, heads, available)
 
 
 class Exhausted(VtkError):

@@ -18,9 +18,10 @@ from minivmm.virtio.block import (
     F_RO,
     F_WRITE_ZEROES,
     HEADER,
-    MAX_RANGE_SECTORS,
+    MAX_DISCARD_SECTORS,
     MAX_RANGES,
     MAX_REQUEST,
+    MAX_ZEROES_SECTORS,
     RANGE,
     UNMAP,
     WRITEBACK_OFFSET,
@@ -71,7 +72,8 @@ def test_the_configuration_describes_the_disk(driver: DiskDriver) -> None:
     assert config.blk_size == SECTOR
     assert config.seg_max == driver.queues[0].size - 2
     assert config.writeback == 1
-    assert config.max_discard_sectors == config.max_write_zeroes_sectors == MAX_RANGE_SECTORS
+    assert config.max_discard_sectors == MAX_DISCARD_SECTORS
+    assert config.max_write_zeroes_sectors == MAX_ZEROES_SECTORS
     assert BLOCK_CONFIG.size == 60
     assert BLOCK_CONFIG.pack(config._replace(writeback=0xAA)).index(0xAA) == WRITEBACK_OFFSET
 
@@ -190,7 +192,8 @@ def test_write_zeroes_and_discard_make_the_range_read_as_zeroes(driver: DiskDriv
         (RequestType.DISCARD, [Range(0, 1, UNMAP)], RequestStatus.UNSUPP),
         (RequestType.WRITE_ZEROES, [Range(0, 1, 2)], RequestStatus.UNSUPP),
         (RequestType.DISCARD, [Range(0, 1, 0)] * (MAX_RANGES + 1), RequestStatus.UNSUPP),
-        (RequestType.DISCARD, [Range(0, MAX_RANGE_SECTORS + 1, 0)], RequestStatus.IOERR),
+        (RequestType.DISCARD, [Range(0, MAX_DISCARD_SECTORS + 1, 0)], RequestStatus.IOERR),
+        (RequestType.WRITE_ZEROES, [Range(0, MAX_ZEROES_SECTORS + 1, 0)], RequestStatus.IOERR),
         (RequestType.WRITE_ZEROES, [Range(SECTORS, 1, 0)], RequestStatus.IOERR),
         (RequestType.WRITE_ZEROES, [Range(0, 1, 0), Range(2**64 - 1, 2, 0)], RequestStatus.IOERR),
         (RequestType.WRITE_ZEROES, [], RequestStatus.IOERR),

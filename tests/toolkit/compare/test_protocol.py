@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterable
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from minivmm.errors import VtkError
@@ -136,6 +136,7 @@ NEAR_MISSES = st.recursive(
 )
 
 
+@settings(deadline=None)
 @given(st.lists(st.binary(max_size=60) | NEAR_MISSES, max_size=4), st.integers(0, 3))
 def test_no_line_raises_anything_else(lines: list[object], batches: int) -> None:
     try:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from toolkit.compare.results import Report, Result, ResultsError, Status, from_json, load, schema, to_json
@@ -43,6 +43,7 @@ REPORTS = st.builds(
 )
 
 
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # of a busy host
 @given(REPORTS)
 def test_a_report_comes_back_from_its_json_as_it_was(report: Report) -> None:
     assert from_json(to_json(report)) == report

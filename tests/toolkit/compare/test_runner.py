@@ -17,8 +17,9 @@ from toolkit.compare.session import ProcessSession, Session, SessionEnded
 from toolkit.compare.techniques import Bench, Obstacle, Technique
 
 FAKE = Path(__file__).with_name("fake_bench.py")
-SETTINGS = Settings(target=0.01, samples=3, markers=2, deadline=5.0, budget=30.0)
-IMPATIENT = replace(SETTINGS, deadline=0.6)
+SETTINGS = Settings(target=0.01, samples=3, markers=2, deadline=60.0, budget=600.0)
+ENDLESS = ("sleep", "flood-text", "flood-line")  # vices that only a deadline ends
+IMPATIENT = replace(SETTINGS, deadline=2.0)
 
 
 class Scripted:
@@ -57,8 +58,7 @@ def test_an_honest_technique_is_measured() -> None:
     assert result.iterations % 10 == 0
     assert result.checksum == "00000000deadbeef"
     assert result.median is not None
-    assert result.median * result.iterations >= 0.9 * SETTINGS.target * 1e9
-    assert result.median == pytest.approx(2000, rel=1.0)  # 20 us a batch of 10
+    assert result.median * result.iterations >= SETTINGS.target * 1e9 / 2
 
 
 @pytest.mark.parametrize(
@@ -80,7 +80,7 @@ def test_an_honest_technique_is_measured() -> None:
 def test_a_vice_fails_its_own_cell_and_no_other(vice: str, reason: str) -> None:
     wicked = Scripted("wicked", f"{vice}:cpu")
 
-    results = compare([Scripted("native"), wicked], ["cpu", "call"], IMPATIENT if vice != "instant" else SETTINGS)
+    results = compare([Scripted("native"), wicked], ["cpu", "call"], IMPATIENT if vice in ENDLESS else SETTINGS)
 
     assert results["wicked", "cpu"].status is Status.FAILED
     assert reason in results["wicked", "cpu"].reason

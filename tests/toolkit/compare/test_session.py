@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from minivmm.outcome import Outcome, RunResult
@@ -23,6 +23,7 @@ from toolkit.compare.session import (
 )
 
 
+@settings(deadline=None)
 @given(st.lists(st.binary(max_size=40)))
 def test_only_whole_lines_that_begin_with_a_brace_come_out(pieces: list[bytes]) -> None:
     buffer = LineBuffer()
@@ -33,6 +34,7 @@ def test_only_whole_lines_that_begin_with_a_brace_come_out(pieces: list[bytes]) 
     assert [line for _, line in buffer.lines] == expected
 
 
+@settings(deadline=None)
 @given(st.lists(st.binary(min_size=1, max_size=20).map(lambda text: b"{" + text.replace(b"\n", b"") + b"\n")))
 def test_a_line_is_stamped_when_its_newline_comes(lines: list[bytes]) -> None:
     buffer = LineBuffer()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from toolkit.compare import quantity
@@ -15,6 +15,7 @@ TIMES = st.floats(0.01, 1e12)
 SAMPLES = st.lists(TIMES, min_size=1, max_size=30)
 
 
+@settings(deadline=None)
 @given(SAMPLES)
 def test_the_median_lies_among_the_samples_and_the_mad_within_their_range(samples: list[float]) -> None:
     measured = estimate(samples)
@@ -23,6 +24,7 @@ def test_the_median_lies_among_the_samples_and_the_mad_within_their_range(sample
     assert 0 <= measured.mad <= max(samples) - min(samples)
 
 
+@settings(deadline=None)
 @given(SAMPLES, st.randoms())
 def test_the_order_of_samples_does_not_matter(samples: list[float], random: object) -> None:
     shuffled = samples.copy()
@@ -31,6 +33,7 @@ def test_the_order_of_samples_does_not_matter(samples: list[float], random: obje
     assert estimate(shuffled) == estimate(samples)
 
 
+@settings(deadline=None)
 @given(st.lists(TIMES, min_size=3, max_size=30), st.integers(0, 29))
 def test_one_outlier_moves_the_median_no_further_than_a_neighbour(samples: list[float], index: int) -> None:
     index %= len(samples)
@@ -39,6 +42,7 @@ def test_one_outlier_moves_the_median_no_further_than_a_neighbour(samples: list[
     assert estimate(disturbed).median <= max(samples)
 
 
+@settings(deadline=None)
 @given(TIMES, st.integers(1, 20))
 def test_equal_samples_have_no_spread(value: float, count: int) -> None:
     assert estimate([value] * count) == Estimate(value, 0.0)
@@ -49,6 +53,7 @@ def test_no_samples_are_no_estimate() -> None:
         estimate([])
 
 
+@settings(deadline=None)
 @given(SAMPLES)
 def test_a_thing_over_itself_is_one(samples: list[float]) -> None:
     measured = estimate(samples)
@@ -59,6 +64,7 @@ def test_a_thing_over_itself_is_one(samples: list[float]) -> None:
     assert compared.mad == pytest.approx(math.sqrt(2) * measured.spread)
 
 
+@settings(deadline=None)
 @given(SAMPLES, SAMPLES)
 def test_a_ratio_spreads_at_least_as_much_as_either_side(above: list[float], below: list[float]) -> None:
     first, second = estimate(above), estimate(below)
@@ -91,6 +97,7 @@ def test_times_have_three_digits_and_a_fitting_unit(ns: float, text: str) -> Non
     assert quantity.time(ns) == text
 
 
+@settings(deadline=None)
 @given(st.floats(1e-4, 1e9))
 def test_three_digits_are_within_half_a_per_cent(value: float) -> None:
     assert float(quantity.digits(value)) == pytest.approx(value, rel=0.0051)

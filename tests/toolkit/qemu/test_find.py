@@ -64,7 +64,8 @@ def test_a_damaged_cache_is_not_believed(fake: Path, damage: bytes) -> None:
     assert find_qemu().path == str(fake)
 
 
-def test_a_cache_entry_of_another_form_is_not_believed(fake: Path) -> None:
+@pytest.mark.usefixtures("fake")
+def test_a_cache_entry_of_another_form_is_not_believed() -> None:
     find_qemu()
     cache_file().write_text(cache_file().read_text().replace("version", "versions"))
     assert find_qemu().version == (9, 1, 2)
