@@ -35,7 +35,7 @@ class Figure:
     """One line of the table.
 
     value and peer_value are medians in `unit`, mad and peer_mad their median absolute deviations. `bound` says what was
-    promised, `met` whether it holds; None where nothing was promised, or where it cannot be told here (`note` says why).
+    promised, `met` whether it holds: None where nothing was promised, or where it cannot be told (`note` says why).
     """
 
     name: str

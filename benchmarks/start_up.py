@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import time
@@ -56,10 +57,14 @@ def run(effort: Effort) -> list[Figure]:
 
 def _time(command: list[str], rounds: int, *, expected: int = 0) -> Summary:
     """Milliseconds of `command`, first run (cold caches) left out. Raises HostError when it fails."""
+    # As installed packages are: with their byte code, whatever this shell says about writing it.
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
     samples = []
     for _ in range(rounds + 1):
         start = time.perf_counter_ns()
-        ended = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, check=False, timeout=60)
+        ended = subprocess.run(
+            command, stdin=subprocess.DEVNULL, capture_output=True, check=False, timeout=60, env=environment
+        )
         samples.append((time.perf_counter_ns() - start) / 1e6)
         if ended.returncode != expected:
             raise HostError(f"{command[0]} exited with {ended.returncode}", cause=ended.stderr.decode(errors="replace"))

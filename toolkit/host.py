@@ -14,7 +14,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from pathlib import Path
 
@@ -87,15 +87,11 @@ class Host:
 def gather(*, measure: bool = True) -> Host:
     """Looks at everything: about 0.3 s, a little more the first time QEMU is asked. `measure` times KVM's exits too."""
     facts = [*_system(), *_kvm(measure), *_qemu(), *_libvirt(), *_containers(), *_compilers()]
-    usable = {fact.name: fact.state is State.OK for fact in facts}
-    if usable.get("qemu-kvm") and not usable.get("kvm"):
-        facts = [_without_kvm(fact) if fact.name == "qemu-kvm" else fact for fact in facts]
+    known = {fact.name: fact for fact in facts}
+    if (kvm := known["kvm"]).state is not State.OK and known["qemu-kvm"].state is State.OK:
+        unusable = replace(kvm, group="qemu", name="qemu-kvm", value="compiled in; this host's KVM is not usable")
+        facts[facts.index(known["qemu-kvm"])] = unusable
     return Host(tuple(facts))
-
-
-def _without_kvm(fact: Fact) -> Fact:
-    cause = "QEMU has it, this host's KVM is not usable"
-    return Fact(fact.group, fact.name, State.MISSING, fact.value, cause, "see kvm")
 
 
 def _system() -> Iterator[Fact]:

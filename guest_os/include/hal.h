@@ -129,7 +129,8 @@ struct trap {
     const char *name; /* the hardware's name of the trap */
 };
 
-/* The kernel's answer to a trap: true when the interrupted code shall go on (kernel/traps.c). */
+/* The kernel's answer to a trap: true when the interrupted code shall go on (kernel/traps.c). A layer need not ask for a
+ * program's division by zero or page fault when `program_recovery` (program.h) is set: it may go on there itself. */
 bool kernel_trap(const struct trap *trap, struct registers *registers);
 /* Continues the interrupted code elsewhere, with two results in its registers (x86-64: rax, rdx). */
 void hal_trap_resume_at(struct registers *registers, uint64_t pc, uint64_t first, uint64_t second);

@@ -22,7 +22,7 @@ QEMU = "qemu-system-x86_64"
 MODULES = ("kvm-amd", "9p", "9pnet_virtio", "overlay", "virtio_pci")
 KERNEL_COMMAND_LINE = "console=ttyS0 quiet panic=-1 oops=panic"  # panic=-1: reboot, which -no-reboot makes an end
 MEMORY_MIB = 2048
-SILENCE_LIMIT = 300.0  # seconds without a byte on the console: it hangs
+SILENCE_LIMIT = 600.0  # seconds without a byte on the console: it hangs
 KEPT_LINES = 40  # of the console, shown when the machine dies
 
 

@@ -1,1 +1,1 @@
-"""TBD."""
+"""Tests of the toolkit."""

@@ -9,6 +9,10 @@
     .balign TRAP_STUB_SIZE
     .if vector == VECTOR_BP
     jmp  breakpoint_entry               # user.S
+    .elseif vector == VECTOR_DE
+    jmp  divide_entry                   # user.S
+    .elseif vector == VECTOR_PF
+    jmp  page_fault_entry               # user.S
     .elseif vector >= VECTOR_IRQ && vector != VECTOR_SYSCALL
     push $vector - 256                  # what is read of it is the low byte
     jmp  interrupt_common

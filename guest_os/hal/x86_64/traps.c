@@ -4,6 +4,8 @@
 #include "registers.h"
 #include "x86.h"
 
+_Static_assert(CAUSE_DIVIDE == TRAP_DIVIDE && CAUSE_PAGE == TRAP_PAGE, "x86.h: causes");
+
 static const char *const vector_names[] = {
     [0] = "#DE divide error", [1] = "#DB debug", [2] = "NMI", [3] = "#BP breakpoint", [4] = "#OF overflow",
     [5] = "#BR bound range", [6] = "#UD invalid opcode", [7] = "#NM no coprocessor", [8] = "#DF double fault",

@@ -118,6 +118,39 @@ breakpoint_entry:
     push $VECTOR_BP
     jmp  trap_common
 
+/* The two exceptions a program may recover from are answered here when it has said where (SYS_RECOVER): it goes on
+ * there with rax = the address that faulted, rdx = the cause. That is what kernel_trap() would do, without the C: a
+ * hundred instructions, each of which is interpreted on some KVMs. Everything else takes the common path. */
+    .section .text.user, "ax"
+    .globl divide_entry, page_fault_entry
+divide_entry:                           # the stack: rip cs rflags rsp ss
+    cmpw $USER_CS, 8(%rsp)              # from a program?
+    jne  1f
+    cmpq $0, program_recovery           # which has said where to go on?
+    je   1f
+    mov  program_recovery, %rax
+    mov  %rax, (%rsp)                   # rip of the return
+    xor  %eax, %eax                     # no address
+    mov  $CAUSE_DIVIDE, %edx
+    iretq                               # at the recovery address
+1:  push $0                             # no error code
+    push $VECTOR_DE
+    jmp  trap_common
+
+page_fault_entry:                       # the stack: error rip cs rflags rsp ss
+    cmpw $USER_CS, 16(%rsp)             # from a program?
+    jne  1f
+    cmpq $0, program_recovery           # which has said where to go on?
+    je   1f
+    add  $8, %rsp                       # the error code goes
+    mov  program_recovery, %rax
+    mov  %rax, (%rsp)                   # rip of the return
+    mov  %cr2, %rax                     # the address
+    mov  $CAUSE_PAGE, %edx
+    iretq                               # at the recovery address
+1:  push $VECTOR_PF
+    jmp  trap_common
+
     .section .bss.user, "aw", @nobits
     .balign 8
 user_return:

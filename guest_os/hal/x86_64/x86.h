@@ -78,6 +78,10 @@
 #define BOOT_PVH 0
 #define BOOT_LINUX64 1
 
+/* enum trap_cause (hal.h), for the assembly; traps.c checks that they agree. */
+#define CAUSE_DIVIDE 0
+#define CAUSE_PAGE 3
+
 #define STACK_SIZE 16384
 
 /* Where the other processors start: a page below 1 MiB that the loaders do not use. */

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from minivmm import Disk
 from minivmm.errors import ConfigError
 from minivmm.outcome import Outcome
 from tests.toolkit.guests import write_guest
@@ -118,11 +119,12 @@ def test_a_machine_runs_once(tmp_path: Path) -> None:
 
 
 def test_qemus_refusal_is_told_in_its_own_words(tmp_path: Path) -> None:
-    image = tmp_path / "no-note.elf"
-    image.write_bytes(b"\x7fELF" + bytes(1000))
-    with QemuMachine(image) as machine, pytest.raises(QemuError) as caught:
+    disk = tmp_path / "disk.img"
+    disk.write_bytes(bytes(1 << 20))
+    disks = [Disk(disk), Disk(disk)]  # QEMU locks a writable disk
+    with QemuMachine(write_guest(tmp_path, "exit0"), disks=disks) as machine, pytest.raises(QemuError) as caught:
         machine.start(10.0)
-    assert caught.value.words
+    assert "lock" in caught.value.words
 
 
 def test_a_refused_qmp_command_is_told_in_qemus_words(tmp_path: Path) -> None:
