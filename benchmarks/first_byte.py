@@ -55,7 +55,7 @@ def run(effort: Effort) -> list[Figure]:
                 *ours,
                 f"QEMU microvm, {better}",
                 *peer,
-                f">= {MIN_SOONER:g}x sooner than QEMU's better accelerator",
+                f">= {MIN_SOONER:g}x sooner",
                 sooner >= MIN_SOONER,
                 f"{sooner:.1f}x sooner",
             )

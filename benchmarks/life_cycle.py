@@ -11,6 +11,7 @@ from benchmarks import Effort, Figure
 from benchmarks.guests import write_elf
 from benchmarks.statistics import summarize
 from minivmm import Disk, Machine, Outcome
+from minivmm.kvm.closing import wait_until_closed
 
 EXIT_AT_ONCE = b"\xb0\x00\xe6\xf4"  # mov al, 0; out 0xf4, al
 WARM_UP = 50
@@ -35,12 +36,14 @@ def run(effort: Effort) -> list[Figure]:
         disk.write_bytes(bytes(1 << 20))
         for _ in range(WARM_UP):
             cycle(guest, disk)
+        wait_until_closed()
         fds, resident = open_fds(), resident_kib()
         samples = []
         for _ in range(effort.cycles):
             start = time.perf_counter_ns()
             cycle(guest, disk)
             samples.append((time.perf_counter_ns() - start) / 1e6)
+        wait_until_closed()
         more_fds, growth = open_fds() - fds, resident_kib() - resident
     name = f"{effort.cycles} machines"
     return [

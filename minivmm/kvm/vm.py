@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from fcntl import ioctl
 from typing import Any
 
 from minivmm.kvm import abi
+from minivmm.kvm.closing import close_soon
 from minivmm.kvm.ioctl import call, call_with_address, explain
 from minivmm.kvm.vcpu import Vcpu
 
@@ -75,7 +75,7 @@ class Vm:
         return Vcpu(self._call(abi.KVM_CREATE_VCPU, vcpu_id), vcpu_id, self._run_size)
 
     def close(self) -> None:
-        """Lets go of the VM; the kernel frees it when its vCPUs are closed too."""
+        """Lets go of the VM; the kernel frees it when its vCPUs are closed too, in the background."""
         if self.fd >= 0:
-            os.close(self.fd)
+            close_soon(self.fd)
             self.fd = -1

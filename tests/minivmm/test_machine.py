@@ -14,6 +14,7 @@ import pytest
 from minivmm import Disk, Machine, Outcome
 from minivmm.errors import ConfigError, ImageError, KvmError, KvmMissing
 from minivmm.exits import ExitRecord, MmioAccess, PortAccess
+from minivmm.kvm.closing import wait_until_closed
 from minivmm.kvm.system import Kvm
 from tests.minivmm.images import CLI, HLT, SPIN, elf64, exit_with, print_text, write_elf
 
@@ -204,17 +205,20 @@ def test_machines_leave_no_descriptor_thread_or_memory_behind(guest: Write, tmp_
     for notify in ("inline", "ioeventfd"):
         for _ in range(20):
             cycle(notify)
+        wait_until_closed()
         fds, resident = open_fds(), resident_kib()
         for _ in range(100):
             cycle(notify)
+        wait_until_closed()
         assert open_fds() == fds
         assert resident_kib() - resident < 1024
-    assert [thread for thread in threading.enumerate() if thread.name.startswith(("vcpu", "virtio"))] == []
+    assert [thread for thread in threading.enumerate() if thread.name.startswith(("vcpu", "virtio", "closing"))] == []
 
 
 def test_a_machine_that_cannot_be_built_leaves_no_descriptor(tmp_path: Path, guest: Write) -> None:
     from benchmarks.life_cycle import open_fds
 
+    wait_until_closed()
     before = open_fds()
     disk = tmp_path / "disk"
     disk.write_bytes(bytes(512))
@@ -232,6 +236,7 @@ def test_a_machine_that_cannot_be_built_leaves_no_descriptor(tmp_path: Path, gue
         Machine(guest(HLT), disks=[Disk(disk, read_only=True)] * 9)
     with pytest.raises(ConfigError):
         Machine(guest(HLT), disks=[Disk(disk)], notify="telepathy")
+    wait_until_closed()
     assert open_fds() == before
 
 

@@ -23,7 +23,7 @@ Examples:
   vtk bench --json - --check       for a script: exit status 1 when a bound is missed
 
 \b
-Figures are medians ± median absolute deviation; a ratio compares two things
+Figures are medians, ± their median absolute deviation; a ratio compares two things
 measured in one run. On a busy machine believe the ratios, not the values.
 """
 
@@ -102,16 +102,22 @@ def _print(figures: list[Figure]) -> None:
     from rich.text import Text
 
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
-    for heading in ("what", "measured", "against", "peer", "ratio", "bound"):
-        table.add_column(heading, justify="right" if heading in ("measured", "peer", "ratio") else "left")
+    table.add_column("what")
+    table.add_column("measured", justify="right", no_wrap=True)
+    table.add_column("against")
+    table.add_column("ratio", justify="right", no_wrap=True)
+    table.add_column("promised")
+    table.add_column("", no_wrap=True)
     marks = {True: ("met", "green"), False: ("missed", "red"), None: ("", "")}
     for figure in figures:
-        word, colour = marks[figure.met]
-        verdict = Text(" ".join(filter(None, (word, figure.bound, f"({figure.note})" if figure.note else ""))), colour)
-        ratio = "" if figure.ratio is None else f"{figure.ratio:.2f}"
-        mine = _quantity(figure.value, figure.mad, figure.unit)
+        peer = f"{figure.peer}: {_quantity(figure.peer_value, figure.peer_mad, figure.unit)}" if figure.peer else ""
         table.add_row(
-            figure.name, mine, figure.peer, _quantity(figure.peer_value, figure.peer_mad, figure.unit), ratio, verdict
+            f"{figure.name} ({figure.note})" if figure.note else figure.name,
+            _quantity(figure.value, figure.mad, figure.unit),
+            peer,
+            "" if figure.ratio is None else f"{figure.ratio:.2f}",
+            figure.bound,
+            Text(*marks[figure.met]),
         )
     Console(highlight=False).print(table)
 
@@ -119,6 +125,6 @@ def _print(figures: list[Figure]) -> None:
 def _quantity(value: float | None, mad: float, unit: str) -> str:
     if value is None:
         return "-"
+    spread = f" ±{mad / value:.0%}" if mad and value else ""
     number = f"{value:,.0f}" if value >= 100 or value == int(value) else f"{value:.2f}"
-    spread = f" ± {mad:.2g}" if mad else ""
-    return f"{number}{spread} {unit}".strip()
+    return f"{number} {unit}{spread}".strip()

@@ -31,8 +31,8 @@
  * registers a C function may change are kept. 15 words: 8 bytes off the ABI's alignment, which only vector instructions
  * would mind, and the kernel has none. */
     .section .text.traps, "ax"
-interrupt_common:
-    push %rax
+interrupt_common:                       # the stack: vector rip cs rflags rsp ss
+    push %rax                           # the nine registers a C function may change, each
     push %rcx
     push %rdx
     push %rsi
@@ -44,7 +44,7 @@ interrupt_common:
     movzbl 72(%rsp), %edi               # first argument: the vector, below the nine registers
     cld                                 # the C ABI wants DF clear; iretq brings the old one back
     call interrupt_handle
-    pop  %r11
+    pop  %r11                           # and back, in the opposite order
     pop  %r10
     pop  %r9
     pop  %r8
@@ -61,8 +61,8 @@ interrupt_common:
  *   pushed here                                               | the stub     | the processor        */
     .section .text.traps, "ax"
     .globl trap_common
-trap_common:
-    push %rax
+trap_common:                            # the stack: vector error rip cs rflags rsp ss
+    push %rax                           # every general register, for the C code to read and to change
     push %rbx
     push %rcx
     push %rdx
@@ -80,7 +80,7 @@ trap_common:
     cld                                 # the C ABI wants DF clear; iretq brings the old one back
     mov  %rsp, %rdi                     # first argument: the registers
     call trap_handle                    # the processor aligned the frame: 22 words, so rsp is 16-aligned here
-    pop  %r15
+    pop  %r15                           # and back, as trap_handle left them
     pop  %r14
     pop  %r13
     pop  %r12
