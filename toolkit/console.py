@@ -134,12 +134,12 @@ class Session:
     def run(self, timeout: float) -> RunResult:
         """Starts the machine and stays with it until its end."""
         try:
-            with self._signals():
+            # Raw mode first: a key typed while the guest starts is the guest's already.
+            with self._signals(), terminal.raw_mode(0) if self.interactive else contextlib.nullcontext():
                 self._machine.start(timeout)
                 if self._output is not None:
                     self._output.hold_until(time.monotonic() + timeout)
-                with terminal.raw_mode(0) if self.interactive else contextlib.nullcontext():
-                    return self._wait()
+                return self._wait()
         finally:
             os.close(self._wake)
             os.close(self._wake_write)

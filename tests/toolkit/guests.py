@@ -16,13 +16,16 @@ def _out(port: int, value: int) -> bytes:
     return b"\x66\xba" + struct.pack("<H", port) + b"\xb0" + bytes([value]) + b"\xee"
 
 
-# Sends back each byte it gets; q ends it. in al, LSR; test al, 1; jz back; in al, RBR; cmp al, 'q'; je end; out THR, al
+# Sends back each byte it gets, waiting for the transmitter as a driver must; q ends it.
 _ECHO = (
     b"\x66\xba\xfd\x03"  # poll: mov dx, 0x3fd
-    b"\xec\xa8\x01\x74\xf7"  # in al, dx; test al, 1; jz poll
+    b"\xec\xa8\x01\x74\xf7"  # in al, dx; test al, 1 (data ready); jz poll
     b"\x66\xba\xf8\x03\xec"  # mov dx, 0x3f8; in al, dx
-    b"\x3c\x71\x74\x03"  # cmp al, 'q'; je end
-    b"\xee\xeb\xeb"  # out dx, al; jmp poll
+    b"\x3c\x71\x74\x14"  # cmp al, 'q'; je end
+    b"\x88\xc3\x66\xba\xfd\x03"  # mov bl, al; wait: mov dx, 0x3fd
+    b"\xec\xa8\x20\x74\xf7"  # in al, dx; test al, 0x20 (transmitter empty); jz wait
+    b"\x66\xba\xf8\x03\x88\xd8"  # mov dx, 0x3f8; mov al, bl
+    b"\xee\xeb\xda"  # out dx, al; jmp poll
 ) + exit_with(0)
 
 CODES = {
