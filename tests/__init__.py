@@ -1,1 +1,1 @@
-"""TBD."""
+"""The tests, in the rooms of what they test."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import grp
 import os
 from pathlib import Path
 
@@ -70,11 +71,7 @@ class Kvm:
 
 def _cannot_open(device: str, error: OSError) -> KvmMissing | KvmDenied:
     if error.errno in (errno.EACCES, errno.EPERM):
-        return KvmDenied(
-            f"{device} may not be opened by this user",
-            cause="it belongs to root and the group kvm",
-            remedy="sudo usermod -aG kvm $USER, then log in again (in a container: --device /dev/kvm)",
-        )
+        return _denied(device)
     if error.errno == errno.ENOENT:
         return KvmMissing(
             f"there is no {device}",
@@ -85,6 +82,25 @@ def _cannot_open(device: str, error: OSError) -> KvmMissing | KvmDenied:
         f"{device} cannot be opened: {error.strerror}",
         cause="KVM is not usable on this host",
         remedy="vtk doctor",
+    )
+
+
+def _denied(device: str) -> KvmDenied:
+    """Says what stands in the way: the user's groups, or the device node itself."""
+    try:
+        status = os.stat(device)
+        group = grp.getgrgid(status.st_gid).gr_name
+    except (OSError, KeyError):
+        group, mode = "?", 0
+    else:
+        mode = status.st_mode & 0o777
+    join = "sudo usermod -aG kvm $USER, then log in again (in a container: --device /dev/kvm)"
+    if group == "kvm" and mode & 0o060 == 0o060:
+        return KvmDenied(f"{device} may not be opened by this user", cause="this user is not in group kvm", remedy=join)
+    return KvmDenied(
+        f"{device} may not be opened by this user",
+        cause=f"it belongs to group {group} with mode {mode:o}, which lets only its owner in",
+        remedy=f"sudo chgrp kvm {device} && sudo chmod 660 {device}; {join}",
     )
 
 
