@@ -8,7 +8,6 @@ nothing stale is linked. A file appears in its final place by rename: two builds
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import shutil
 import subprocess
@@ -131,7 +130,7 @@ class _Build:
             ThreadPoolExecutor(os.cpu_count() or 2) as pool,
         ):
             self._build_all(Path(scratch), pool)
-            (Path(scratch) / STAMP).write_text(json.dumps(stamp), encoding="utf-8")
+            (Path(scratch) / STAMP).write_text(stamp, encoding="utf-8")
             os.replace(Path(scratch) / STAMP, self.directory / STAMP)
         self._forget_unused()
         return places
@@ -206,7 +205,7 @@ def _sources(folder: str, *suffixes: str) -> list[Path]:
     return sorted(path for path in (ROOT / folder).iterdir() if path.suffix in (suffixes or (".c", ".S")))
 
 
-def _source_stamp(executable: str) -> dict[str, list[int]]:
+def _source_stamp(executable: str) -> str:
     """The stamp of everything a build reads: the folders, the files in them, the compiler and this file."""
     paths = [executable, "build.py", "guest.ld"]
     for folder in SOURCE_FOLDERS:

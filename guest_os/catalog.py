@@ -6,14 +6,14 @@ again when a source changed. Deciding that nothing changed costs one stat(2) a s
 
 from __future__ import annotations
 
-import json
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
 ROOT = Path(__file__).parent
 SHIPPED = ROOT / "images"  # in a wheel only
-STAMP = "stamp.json"
+STAMP = "stamp"
 NATIVE = "native"
 
 
@@ -54,22 +54,22 @@ def build_directory(compiler: str = "zig") -> Path:
     return base if compiler == "zig" else base / compiler
 
 
-def stamp_of(paths: list[str]) -> dict[str, list[int]]:
-    """What tells a changed file, for each path (below this folder, or absolute): modification time in ns, and size."""
-    stamp = {}
+def stamp_of(paths: Iterable[str]) -> str:
+    """What tells a changed file: modification time (ns), size and name of each path, below this folder or absolute."""
+    lines = []
     for path in paths:
         status = os.stat(os.path.join(ROOT, path))
-        stamp[path] = [status.st_mtime_ns, status.st_size]
-    return stamp
+        lines.append(f"{status.st_mtime_ns} {status.st_size} {path}\n")
+    return "".join(lines)
 
 
 def is_fresh(directory: Path) -> bool:
     """Whether nothing in the stamp of the last build changed. Directories are in it, so a new file shows."""
     try:
         with open(directory / STAMP, encoding="utf-8") as file:
-            stamp = json.load(file)
-        return bool(stamp_of(list(stamp)) == stamp)
-    except (OSError, ValueError):
+            stamp = file.read()
+        return stamp_of(line.split(" ", 2)[2] for line in stamp.splitlines()) == stamp != ""
+    except (OSError, IndexError, UnicodeDecodeError):
         return False
 
 

@@ -17,10 +17,10 @@ _places = threading.BoundedSemaphore(MAX_PENDING)
 
 
 def close_soon(fd: int) -> None:
-    """Closes `fd` on a thread of its own. The interpreter waits for such threads before it exits."""
+    """Closes `fd` on a thread of its own. A process that exits meanwhile is gone when the kernel is done."""
     _places.acquire()
     try:
-        threading.Thread(target=_close, args=(fd,), name="closing", daemon=False).start()
+        threading.Thread(target=_close, args=(fd,), name="closing", daemon=True).start()
     except RuntimeError:  # no thread to be had: the caller waits after all
         _close(fd)
 

@@ -102,7 +102,7 @@ def test_a_source_that_does_not_compile_leaves_the_old_image(checkout: Path) -> 
 
 
 def test_two_builds_at_once_both_succeed(checkout: Path) -> None:
-    (checkout / "guest_os" / "build" / "stamp.json").unlink()
+    (checkout / "guest_os" / "build" / "stamp").unlink()
     for path in (checkout / "guest_os" / "build" / "objects").glob("[a-h]*.o"):
         path.unlink()
     builds = [python(checkout, BUILD) for _ in range(2)]
