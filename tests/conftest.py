@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import signal
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from minivmm.errors import HostError
+
+NOBODY = 65534
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -15,6 +21,15 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         action="store_true",
         help="let the tests that need KVM fail where it cannot be used, instead of skipping them",
     )
+
+
+def pytest_configure() -> None:
+    """What an unattended run inherits as ignored (SIGHUP under nohup, SIGINT in a background job) works again: tests
+    send these signals, to this process and to those it starts, which inherit what is ignored."""
+    if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -41,3 +56,21 @@ def _qemu_obstacle() -> str:
     if shutil.which("qemu-system-x86_64"):
         return ""
     return "qemu-system-x86_64 is not on PATH (try: sudo apt install qemu-system-x86)"
+
+
+@pytest.fixture
+def ordinary_user(tmp_path: Path) -> Iterator[None]:
+    """The test's own thread is no root while it runs: permissions are what they say."""
+    if os.geteuid() != 0:
+        yield
+        return
+    for folder in (tmp_path, *tmp_path.parents[:2]):  # pytest's own are closed to others
+        folder.chmod(0o755)
+    os.chown(tmp_path, NOBODY, NOBODY)
+    for path in tmp_path.iterdir():
+        os.chown(path, NOBODY, NOBODY)
+    os.seteuid(NOBODY)
+    try:
+        yield
+    finally:
+        os.seteuid(0)

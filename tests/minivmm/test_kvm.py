@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import errno
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -67,19 +66,12 @@ def test_numbers_sizes_and_offsets_are_those_of_the_kernels_header(tmp_path: Pat
     assert checked.returncode == 0, checked.stderr
 
 
+@pytest.mark.usefixtures("ordinary_user")
 def test_a_device_this_user_may_not_open_names_the_group_to_join(tmp_path: Path) -> None:
     device = tmp_path / "kvm"
-    device.touch(0o600)
-    user = os.geteuid()
-    if user == 0:
-        os.seteuid(65534)
-    else:
-        device.chmod(0)
-    try:
-        with pytest.raises(KvmDenied) as caught:
-            Kvm(str(device))
-    finally:
-        os.seteuid(user)
+    device.touch(0)
+    with pytest.raises(KvmDenied) as caught:
+        Kvm(str(device))
     assert "usermod -aG kvm" in caught.value.remedy
 
 

@@ -81,7 +81,11 @@ def _with_lists(name: str, cache: Path, ask: Callable[[Options], Answer]) -> Ans
     except PackageMissing:
         (cache / "apt-lists" / "partial").mkdir(parents=True, exist_ok=True)
         (cache / "apt-cache" / "archives" / "partial").mkdir(parents=True, exist_ok=True)
-        own = [*("-o", f"Dir::State::Lists={cache / 'apt-lists'}"), *("-o", f"Dir::Cache={cache / 'apt-cache'}")]
+        own = [
+            *("-o", f"Dir::State::Lists={cache / 'apt-lists'}"),
+            *("-o", f"Dir::Cache={cache / 'apt-cache'}"),
+            *("-o", "Dir::Cache::pkgcache=", "-o", "Dir::Cache::srcpkgcache="),  # 75 MB, to save a second
+        ]
         _run(["apt-get", *own, "-q", "update"], name)
         return ask(own)
 

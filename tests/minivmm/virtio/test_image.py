@@ -54,7 +54,7 @@ def test_what_cannot_be_a_disk_is_refused_with_its_name_and_the_reason(
             RawImage(path, read_only=read_only)
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anything")
+@pytest.mark.usefixtures("ordinary_user")
 def test_a_disk_that_may_not_be_written_says_to_open_it_read_only(disk: Path) -> None:
     disk.chmod(0o444)
     with pytest.raises(ImageError, match="cannot be written") as caught:
