@@ -13,7 +13,7 @@ def write_elf(path: Path, code: bytes) -> Path:
     """An ELF64 file that loads `code` at 1 MiB and enters it there in long mode."""
     start = elf.FILE_HEADER_64.size + elf.PROGRAM_HEADER_64.size
     header = elf.FileHeader(
-        type=elf.FileType.EXEC,
+        type=elf.ET_EXEC,
         machine=elf.EM_X86_64,
         version=1,
         entry=ADDRESS,
@@ -27,7 +27,7 @@ def write_elf(path: Path, code: bytes) -> Path:
         shnum=0,
         shstrndx=0,
     )
-    segment = elf.ProgramHeader(elf.SegmentType.LOAD, 5, start, ADDRESS, ADDRESS, len(code), len(code), 0x1000)
+    segment = elf.ProgramHeader(elf.PT_LOAD, 5, start, ADDRESS, ADDRESS, len(code), len(code), 0x1000)
     ident = (elf.MAGIC + bytes((elf.CLASS_64, elf.DATA_LITTLE_ENDIAN, 1))).ljust(16, b"\0")
     path.write_bytes(ident + elf.FILE_HEADER_64.pack(header)[16:] + elf.PROGRAM_HEADER_64.pack(segment) + code)
     return path

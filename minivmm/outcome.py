@@ -5,8 +5,10 @@ An outcome is not an error. Whatever a guest does, a run ends in exactly one of 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Mapping
 from enum import Enum
+from types import MappingProxyType
+from typing import NamedTuple
 
 
 class Outcome(Enum):
@@ -45,8 +47,10 @@ class EndOfRun(Exception):
         self.code = code
 
 
-@dataclass(frozen=True, slots=True)
-class RunResult:
+_NOTHING: Mapping[str, int] = MappingProxyType({})
+
+
+class RunResult(NamedTuple):
     """What a run left behind."""
 
     outcome: Outcome
@@ -58,9 +62,9 @@ class RunResult:
     """What the guest wrote to its serial console, the last 1 MiB of it."""
     seconds: float = 0.0
     """Wall-clock time from the first KVM_RUN to the end."""
-    exits: dict[str, int] = field(default_factory=dict)
+    exits: Mapping[str, int] = _NOTHING
     """KVM exits to user space by reason, over all vCPUs."""
-    registers: dict[str, int] = field(default_factory=dict)
+    registers: Mapping[str, int] = _NOTHING
     """Registers of the vCPU that ended the run, where the end was not the guest's wish."""
 
     @property

@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Iterator
-from enum import IntEnum
 from pathlib import Path
 from typing import NamedTuple
 
@@ -93,18 +92,8 @@ DATA_LITTLE_ENDIAN = 1
 EM_386, EM_X86_64 = 3, 62
 
 
-class SegmentType(IntEnum):
-    """p_type."""
-
-    LOAD = 1
-    NOTE = 4
-
-
-class FileType(IntEnum):
-    """e_type."""
-
-    EXEC = 2
-    DYN = 3
+PT_LOAD, PT_NOTE = 1, 4
+ET_EXEC, ET_DYN = 2, 3
 
 
 class Elf:
@@ -123,7 +112,7 @@ class Elf:
         self.header = (FILE_HEADER_64 if self.is_64 else FILE_HEADER_32).unpack(self._data)
         if self.header.machine not in (EM_X86_64, EM_386):
             raise self._error(f"made for another machine (e_machine {self.header.machine}, x86-64 is {EM_X86_64})", 18)
-        if self.header.type not in (FileType.EXEC, FileType.DYN):
+        if self.header.type not in (ET_EXEC, ET_DYN):
             raise self._error(f"not an executable (e_type {self.header.type}): an object file or a core dump?", 16)
         self.segments = self._program_headers()
 
@@ -144,10 +133,10 @@ class Elf:
                 segment = PROGRAM_HEADER_64.unpack(self._data, offset)
             else:
                 segment = ProgramHeader(**PROGRAM_HEADER_32.unpack(self._data, offset)._asdict())
-            if segment.type in (SegmentType.LOAD, SegmentType.NOTE):
+            if segment.type in (PT_LOAD, PT_NOTE):
                 if segment.offset + segment.filesz > len(self._data):
                     raise self._error(f"truncated: segment {index} lies beyond the end of the file", segment.offset)
-                if segment.type == SegmentType.LOAD and segment.filesz > segment.memsz:
+                if segment.type == PT_LOAD and segment.filesz > segment.memsz:
                     raise self._error(f"segment {index} is larger in the file than in memory", offset)
             segments.append(segment)
         return tuple(segments)
@@ -155,12 +144,12 @@ class Elf:
     @property
     def loads(self) -> tuple[ProgramHeader, ...]:
         """The segments to load, those that occupy memory."""
-        return tuple(segment for segment in self.segments if segment.type == SegmentType.LOAD and segment.memsz)
+        return tuple(segment for segment in self.segments if segment.type == PT_LOAD and segment.memsz)
 
     def notes(self) -> Iterator[Note]:
         """The notes of every PT_NOTE segment. A malformed note ends its segment."""
         for segment in self.segments:
-            if segment.type != SegmentType.NOTE:
+            if segment.type != PT_NOTE:
                 continue
             position, end = segment.offset, segment.offset + segment.filesz
             while position + NOTE_HEADER.size <= end:

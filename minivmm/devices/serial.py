@@ -8,11 +8,10 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-from enum import IntEnum
 from threading import Lock
 
 
-class Register(IntEnum):
+class Register:
     """Offsets from the base port. With LCR.DLAB set, 0 and 1 are the divisor latch."""
 
     RBR_THR = 0
@@ -25,7 +24,7 @@ class Register(IntEnum):
     SCR = 7
 
 
-class Iir(IntEnum):
+class Iir:
     """Interrupt identification, highest priority first in the data sheet's table II."""
 
     NONE = 0x01
@@ -120,7 +119,7 @@ class Serial:
         """What the receiver hears: itself in loopback mode, else the wire."""
         return self._looped if self._mcr & MCR_LOOPBACK else self._wire
 
-    def _interrupt(self) -> Iir:
+    def _interrupt(self) -> int:
         """The highest pending, enabled interrupt."""
         if self._input and self._ier & IER_RECEIVED_DATA:
             return Iir.RECEIVED_DATA
@@ -129,7 +128,7 @@ class Serial:
         return Iir.NONE
 
     def _update_line(self) -> None:
-        level = self._interrupt() is not Iir.NONE and bool(self._mcr & MCR_OUT2)
+        level = self._interrupt() != Iir.NONE and bool(self._mcr & MCR_OUT2)
         if level != self._level:
             self._level = level
             self._line(level)
@@ -142,7 +141,7 @@ class Serial:
         if self._ier:
             self._thr_empty = True
             # The line falls and rises again for a new THR-empty interrupt: the PIC and IOAPIC see edges only.
-            if self._level and self._interrupt() is Iir.THR_EMPTY:
+            if self._level and self._interrupt() == Iir.THR_EMPTY:
                 self._level = False
                 self._line(False)
             self._update_line()
@@ -182,7 +181,7 @@ class Serial:
     def _read_iir(self) -> int:
         with self._lock:
             interrupt = self._interrupt()
-            if interrupt is Iir.THR_EMPTY:  # reading IIR acknowledges it
+            if interrupt == Iir.THR_EMPTY:  # reading IIR acknowledges it
                 self._thr_empty = False
                 self._update_line()
             return interrupt | (IIR_FIFOS_ENABLED if self._fcr & FCR_ENABLE else 0)

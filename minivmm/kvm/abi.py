@@ -307,7 +307,7 @@ KVM_INTERNAL_ERROR_EMULATION_FLAG_INSTRUCTION_BYTES = 1 << 0
 
 
 # --- struct kvm_run (section 5): byte offsets, since the hot path reads it through memoryview casts ------------------
-class Run(IntEnum):
+class Run:
     """Byte offsets in the kvm_run page shared with the kernel."""
 
     IMMEDIATE_EXIT = 1  # u8

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import array
-from enum import IntFlag
 from functools import lru_cache
 
 from minivmm.memory import GuestMemory
@@ -11,7 +10,7 @@ from minivmm.memory import GuestMemory
 LARGE_PAGE = 2 << 20
 
 
-class Pte(IntFlag):
+class Pte:
     """Bits of a paging-structure entry (SDM 3A tables 4-15 to 4-20)."""
 
     PRESENT = 1 << 0
@@ -40,5 +39,5 @@ def identity_map(memory: GuestMemory, tables: int, gibibytes: int) -> int:
 @lru_cache(maxsize=4)
 def _large_pages(gibibytes: int) -> bytes:
     """The page directories' entries: the same for every machine, so made once."""
-    leaf = int(Pte.PRESENT | Pte.WRITABLE | Pte.ACCESSED | Pte.DIRTY | Pte.LARGE)
+    leaf = Pte.PRESENT | Pte.WRITABLE | Pte.ACCESSED | Pte.DIRTY | Pte.LARGE
     return array.array("Q", range(leaf, gibibytes * (1 << 30) + leaf, LARGE_PAGE)).tobytes()

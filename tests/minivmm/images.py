@@ -10,13 +10,14 @@ from minivmm.boot.elf import (
     CLASS_64,
     DATA_LITTLE_ENDIAN,
     EM_X86_64,
+    ET_EXEC,
     FILE_HEADER_64,
     MAGIC,
     PROGRAM_HEADER_64,
+    PT_LOAD,
+    PT_NOTE,
     FileHeader,
-    FileType,
     ProgramHeader,
-    SegmentType,
 )
 
 CODE = 0x100000
@@ -42,12 +43,12 @@ def elf64(code: bytes, *, entry: int = CODE, segments: Sequence[ProgramHeader] =
     count = (len(segments) or 1) + bool(note)
     start = FILE_HEADER_64.size + count * PROGRAM_HEADER_64.size
     headers = list(segments) or [
-        ProgramHeader(SegmentType.LOAD, 5, start, CODE, CODE, len(code), len(code), 0x1000),
+        ProgramHeader(PT_LOAD, 5, start, CODE, CODE, len(code), len(code), 0x1000),
     ]
     if note:
-        headers.append(ProgramHeader(SegmentType.NOTE, 4, start + len(code), 0, 0, len(note), len(note), 4))
+        headers.append(ProgramHeader(PT_NOTE, 4, start + len(code), 0, 0, len(note), len(note), 4))
     header = FileHeader(
-        FileType.EXEC, EM_X86_64, 1, entry, FILE_HEADER_64.size, 0, 0, FILE_HEADER_64.size, 56, count, 64, 0, 0
+        ET_EXEC, EM_X86_64, 1, entry, FILE_HEADER_64.size, 0, 0, FILE_HEADER_64.size, 56, count, 64, 0, 0
     )
     ident = (MAGIC + bytes([CLASS_64, DATA_LITTLE_ENDIAN, 1])).ljust(16, b"\0")
     return ident + FILE_HEADER_64.pack(header)[16:] + PROGRAM_HEADER_64.pack_all(headers) + code + note

@@ -5,7 +5,7 @@ from __future__ import annotations
 import struct
 
 from minivmm.boot import linux64, pvh
-from minivmm.boot.e820 import E820Type, memory_map
+from minivmm.boot.e820 import E820_RAM, memory_map
 from minivmm.memory import HOLE_END, HOLE_START, GuestMemory
 from minivmm.x86.paging import Pte
 
@@ -15,7 +15,7 @@ MIB = 1 << 20
 def test_the_memory_map_covers_all_ram_and_nothing_else() -> None:
     memory = GuestMemory(HOLE_START + 64 * MIB)
     entries = memory_map(memory)
-    ram = [(entry.addr, entry.addr + entry.size) for entry in entries if entry.type == E820Type.RAM]
+    ram = [(entry.addr, entry.addr + entry.size) for entry in entries if entry.type == E820_RAM]
     assert ram == [(0, 0x9FC00), (MIB, HOLE_START), (HOLE_END, HOLE_END + 64 * MIB)]
 
 

@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from minivmm.boot import linux64, pvh
-from minivmm.boot.elf import FILE_HEADER_64, MAGIC, PROGRAM_HEADER_64, Elf, ProgramHeader, SegmentType
+from minivmm.boot.elf import FILE_HEADER_64, MAGIC, PROGRAM_HEADER_64, PT_LOAD, Elf, ProgramHeader
 from minivmm.boot.loader import Boot, load
 from minivmm.errors import ConfigError, ImageError
 from minivmm.memory import GuestMemory
@@ -30,7 +30,7 @@ def image(tmp_path: Path, data: bytes) -> Path:
 
 
 def segment(paddr: int, filesz: int = 1, memsz: int = 1, offset: int = START) -> ProgramHeader:
-    return ProgramHeader(SegmentType.LOAD, 5, offset, paddr, paddr, filesz, memsz, 4096)
+    return ProgramHeader(PT_LOAD, 5, offset, paddr, paddr, filesz, memsz, 4096)
 
 
 def test_a_segment_goes_to_its_physical_address_and_the_rest_stays_zero(tmp_path: Path) -> None:

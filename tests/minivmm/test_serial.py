@@ -17,10 +17,10 @@ class Wired:
         self.levels: list[bool] = []
         self.uart = Serial(self.output.extend, self.levels.append)
 
-    def read(self, register: Register) -> int:
+    def read(self, register: int) -> int:
         return self.uart.read(register, 1)
 
-    def write(self, register: Register, value: int) -> None:
+    def write(self, register: int, value: int) -> None:
         self.uart.write(register, 1, value)
 
 

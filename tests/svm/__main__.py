@@ -15,7 +15,7 @@ import sys
 from pathlib import Path
 
 import guest_os
-from minivmm.errors import HostError
+from minivmm.errors import HostError, ImageError
 from tests.svm import machine
 
 DIRECTORY = machine.CHECKOUT / "build" / "svm"
@@ -47,7 +47,7 @@ def main(arguments: list[str]) -> int:
     except machine.MachineDied as error:
         print(f"\n{error}", file=sys.stderr)
         return STATUS_DIED
-    except HostError as error:
+    except (HostError, ImageError) as error:
         print(f"unsupported: no emulated SVM machine on this host: {error}", file=sys.stderr)
         return STATUS_UNSUPPORTED
     except KeyboardInterrupt:

@@ -26,19 +26,22 @@ class DebianKernel(NamedTuple):
     def module_files(self, wanted: Iterable[str]) -> list[Path]:
         """The files of the modules named, and of all they depend on, every one after those it needs.
 
-        Built-in code has no file and is not named by a module's `depends`. Raises ImageError for a module that
-        this kernel does not have.
+        Those that are built into the kernel have no file and are left out. Raises ImageError for a module that this
+        kernel does not have.
         """
         files = {
             _module_name(path): path for path in sorted(self.modules.rglob("*.ko*")) if path.suffix in MODULE_SUFFIXES
         }
+        builtin = self._builtin()
         ordered: dict[str, Path] = {}
 
         def visit(name: str, path_to: tuple[str, ...]) -> None:
-            if name in ordered:
+            if name in ordered or name in builtin:
                 return
-            if name not in files or name in path_to:
-                raise ImageError(self.modules, f"no module {name!r}, which is needed by {list(path_to)}")
+            if name not in files:
+                raise ImageError(self.modules, " <- ".join([f"no module {name!r}", *reversed(path_to)]))
+            if name in path_to:
+                raise ImageError(self.modules, " -> ".join(["modules need each other", *path_to, name]))
             for needed in module_depends(files[name]):
                 visit(needed, (*path_to, name))
             ordered[name] = files[name]
@@ -46,6 +49,12 @@ class DebianKernel(NamedTuple):
         for name in wanted:
             visit(name.replace("-", "_"), ())
         return list(ordered.values())
+
+    def _builtin(self) -> set[str]:
+        """The modules this kernel has built in: modules.builtin lists their files, one a line (kbuild.rst)."""
+        listed = self.modules / "modules.builtin"
+        lines = listed.read_text().splitlines() if listed.is_file() else []
+        return {_module_name(Path(line)) for line in lines}
 
 
 def fetch(flavour: str = "amd64", cache: Path | None = None) -> DebianKernel:
