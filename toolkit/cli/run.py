@@ -261,8 +261,8 @@ def _print_json(guest: str, image: Path, choice: Choice, result: RunResult) -> N
                 "code": result.code,
                 "exit_status": result.exit_status,
                 "seconds": round(result.seconds, 6),
-                "exits": result.exits,
-                "registers": result.registers,
+                "exits": dict(result.exits),
+                "registers": dict(result.registers),
                 "console": result.console.decode(errors="replace"),
             }
         )

@@ -111,6 +111,6 @@ def _section(path: Path, elf: bytes, name: bytes) -> bytes:
             if names[section[0] :].split(b"\0", 1)[0] == name:
                 offset, size = section[4:6]
                 return elf[offset : offset + size]
-    except (struct.error, IndexError) as error:
+    except (struct.error, IndexError, OverflowError) as error:  # OverflowError: an offset past 2^63
         raise ImageError(path, "not a whole ELF64 file", cause=str(error)) from error
     raise ImageError(path, f"no section {name.decode()}")

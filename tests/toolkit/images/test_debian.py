@@ -6,7 +6,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from minivmm.errors import ImageError
@@ -74,6 +74,7 @@ def test_what_is_built_in_is_not_looked_for(tmp_path: Path) -> None:
 
 
 @given(st.binary(max_size=300), st.integers(0, 200))
+@example(b"\0\0\0\x80" + bytes(12) + b"\0\1\0\0", 44)  # a section header offset of 2^63
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_a_broken_module_makes_it_fail_in_no_other_way(tmp_path: Path, content: bytes, cut: int) -> None:
     path = tmp_path / "broken.ko"
