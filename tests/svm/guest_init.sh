@@ -7,9 +7,8 @@ mount -t 9p -o ro,trans=virtio,version=9p2000.L,msize=262144,cache=loose root /l
     mkdir /upper/changes /upper/work &&
     mount -t overlay -o lowerdir=/lower,upperdir=/upper/changes,workdir=/upper/work overlay /root_fs ||
     poweroff -f
-for directory in tmp run var/tmp; do
-    mount -t tmpfs -o mode=1777 tmpfs "/root_fs/$directory"
-done
+# Not over /tmp: the checkout may be there, and the overlay keeps what is written to it in memory as well.
+mount -t tmpfs -o mode=755 tmpfs /root_fs/run
 mount -o bind /dev /root_fs/dev
 mkdir -p /root_fs/dev/pts /root_fs/dev/shm
 mount -t devpts devpts /root_fs/dev/pts
