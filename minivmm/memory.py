@@ -16,6 +16,7 @@ from typing import NamedTuple
 from minivmm.errors import ConfigError, GuestMemoryError
 
 PAGE_SIZE = 4096
+HUGE_PAGE = 2 << 20
 HOLE_START = 3 << 30  # devices live between 3 and 4 GiB (QEMU microvm's layout)
 HOLE_END = 4 << 30
 
@@ -59,8 +60,10 @@ class GuestMemory:
                 cause=str(error),
                 remedy="ask for less with --mem",
             ) from error
-        # Huge pages make a first touch 200 times cheaper where the guest maps 2 MiB pages (docs/backends.md).
-        self._map.madvise(mmap.MADV_HUGEPAGE)
+        # Huge pages make a first touch 200 times cheaper where the guest maps 2 MiB pages (docs/backends.md). Not the
+        # first: to clear all of it takes longer than a small guest needs to boot from a few pages in it.
+        if size > HUGE_PAGE:
+            self._map.madvise(mmap.MADV_HUGEPAGE, HUGE_PAGE, size - HUGE_PAGE)
         self._view = memoryview(self._map)
         anchor = ctypes.c_char.from_buffer(self._map)
         self.host_address = ctypes.addressof(anchor)

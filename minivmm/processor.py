@@ -8,6 +8,7 @@ import fcntl
 import signal
 import threading
 from collections.abc import Callable
+from functools import cache
 
 from minivmm.bus import Bus
 from minivmm.errors import GuestError, HostError
@@ -23,8 +24,9 @@ KICK = signal.SIGRTMIN
 """The signal that gets a vCPU out of KVM_RUN. Nothing handles it: it only has to arrive."""
 
 
+@cache
 def accept_kicks() -> None:
-    """Gives KICK a handler that does nothing, so that it interrupts a system call instead of ending the process.
+    """Gives KICK a handler that does nothing, so that it interrupts a system call instead of ending the process. Once.
 
     In C and not by signal.signal, which only the main thread may call and which would wake the main thread at every
     kick: the handler is libc's `abs`, which takes an int and touches nothing.

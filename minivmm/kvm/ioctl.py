@@ -15,6 +15,8 @@ from typing import Any
 from minivmm.errors import KvmError
 from minivmm.kvm import abi
 
+_LIBC = ctypes.CDLL(None, use_errno=True)
+
 # Why a call fails, by what the kernel answers, for the calls where that is worth saying.
 _CAUSES: dict[tuple[int, int], tuple[str, str]] = {
     (abi.KVM_CREATE_VM, errno.EBUSY): (
@@ -71,6 +73,5 @@ def call(fd: int, request: int, argument: Any = 0, *, subject: str) -> int:
 
 def call_with_address(fd: int, request: int, address: int, *, subject: str) -> None:
     """An ioctl whose argument is a number `fcntl.ioctl` refuses, since it takes a C int. Raises KvmError."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.ioctl(ctypes.c_int(fd), ctypes.c_ulong(request), ctypes.c_ulong(address)) < 0:
+    if _LIBC.ioctl(ctypes.c_int(fd), ctypes.c_ulong(request), ctypes.c_ulong(address)) < 0:
         raise explain(request, ctypes.get_errno(), subject)
