@@ -104,8 +104,8 @@ def cli() -> None:
     """The virtualization toolkit: every technique of the field, run for real and measured on the same work."""
 
 
-def main() -> None:
-    """The entry point: runs a command and turns whatever comes out of it into a message and an exit status."""
+def run_to_end() -> int:
+    """Runs the command of sys.argv; whatever comes out of it is a message and the exit status returned."""
     try:
         status = invoke(sys.argv[1:])
         sys.stdout.flush()
@@ -115,7 +115,7 @@ def main() -> None:
         # What is still buffered has no reader: let the interpreter's last flush go nowhere instead of complaining.
         with contextlib.suppress(OSError, ValueError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    sys.exit(status)
+    return status
 
 
 def invoke(arguments: list[str]) -> int:
@@ -163,4 +163,4 @@ def _internal_error(fault: Exception) -> str:
     return f"{told}\n  cause: a fault in vtk; the full report is in {file.name}\n  try:   report it, with that file"
 
 
-__all__ = ["COMMANDS", "ExitStatus", "cli", "invoke", "main"]
+__all__ = ["COMMANDS", "ExitStatus", "cli", "invoke", "run_to_end"]

@@ -1,5 +1,5 @@
 """`python -m toolkit.cli`: `vtk` without having been installed."""
 
-from toolkit.cli import main
+from toolkit.start import main
 
 main()

@@ -5,8 +5,8 @@ from __future__ import annotations
 import sys
 
 from tests.toolkit.compare.test_runner import Scripted
-from toolkit.cli import main
 from toolkit.compare import techniques
+from toolkit.start import main
 
 divider = sys.argv.index("--")
 techniques.TECHNIQUES = tuple(Scripted(*argument.split(",")) for argument in sys.argv[1:divider])
