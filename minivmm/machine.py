@@ -17,7 +17,6 @@ from minivmm.bus import Bus
 from minivmm.devices import debug_exit, i8042, pvpanic
 from minivmm.devices.serial import Serial
 from minivmm.errors import ConfigError, KvmError
-from minivmm.exits import Observer
 from minivmm.kvm import abi
 from minivmm.kvm.abi import Cap, Exit
 from minivmm.kvm.system import Kvm
@@ -26,6 +25,7 @@ from minivmm.outcome import EndOfRun, Outcome, RunResult
 from minivmm.processor import Processor, accept_kicks
 
 if TYPE_CHECKING:
+    from minivmm.exits import Observer
     from minivmm.slots import VirtioSlots
     from minivmm.virtio.block import Disk
 

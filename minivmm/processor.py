@@ -9,16 +9,19 @@ import signal
 import threading
 from collections.abc import Callable
 from functools import cache
+from typing import TYPE_CHECKING
 
 from minivmm.bus import Bus
 from minivmm.errors import GuestError, HostError
-from minivmm.exits import Observer, record
 from minivmm.kvm import abi
 from minivmm.kvm.abi import Exit, MpState, Run
 from minivmm.kvm.ioctl import explain
 from minivmm.kvm.vcpu import Vcpu
 from minivmm.outcome import EndOfRun, Outcome
 from minivmm.x86.registers import RFLAGS_IF
+
+if TYPE_CHECKING:
+    from minivmm.exits import Observer
 
 KICK = signal.SIGRTMIN
 """The signal that gets a vCPU out of KVM_RUN. Nothing handles it: it only has to arrive."""
@@ -134,6 +137,8 @@ class Processor(threading.Thread):
 
     def _serve_observed(self, observer: Observer) -> None:
         """`_serve` for a caller who wants to see each exit: the same in everything but speed."""
+        from minivmm.exits import record
+
         vcpu, bus = self.vcpu, self._bus
         while (reason := vcpu.run()) is not None:
             self.counts[reason] += 1
