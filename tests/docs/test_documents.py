@@ -106,6 +106,12 @@ def test_every_path_a_document_names_exists() -> None:
             assert (ROOT / path).exists(), f"{document.name} names {path}, which is not there"
 
 
+def test_every_link_leads_to_a_file() -> None:
+    for document in DOCUMENTS:
+        for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", document.read_text(encoding="utf-8")):
+            assert (document.parent / target).exists(), f"{document.name} links to {target}, which is not there"
+
+
 def test_commands_are_split_as_a_shell_does() -> None:
     for command, block in commands():
         assert shlex.split(command), block.name

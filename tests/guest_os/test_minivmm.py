@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 
-from guest_os import image, write_disk
+from guest_os import image, native, write_disk
 from minivmm import Boot, Disk, Machine, Outcome
+from tests.guest_os.machines import session
 
 pytestmark = pytest.mark.kvm
 
@@ -15,6 +17,7 @@ DEADLINE = 60.0  # seconds; nothing here needs it, a loaded machine may
 ENTRIES = pytest.mark.parametrize("boot", [Boot.PVH, Boot.LINUX64], ids=["pvh", "linux64"])
 
 
+@pytest.mark.svm_smoke
 @ENTRIES
 def test_hello_tells_how_it_was_entered(boot: Boot) -> None:
     with Machine(image("hello"), boot=boot, cmdline="one two=3") as machine:
@@ -25,6 +28,7 @@ def test_hello_tells_how_it_was_entered(boot: Boot) -> None:
     assert "command line: one two=3" in lines
 
 
+@pytest.mark.svm_smoke
 @ENTRIES
 def test_the_kernel_passes_its_own_checks(boot: Boot, tmp_path: Path) -> None:
     write_disk(tmp_path / "disk", 2 << 20)
@@ -38,6 +42,7 @@ def test_the_kernel_passes_its_own_checks(boot: Boot, tmp_path: Path) -> None:
     assert '{"selftest":"passed","failed":0}' in text
 
 
+@pytest.mark.svm_smoke
 @ENTRIES
 def test_every_processor_comes_up(boot: Boot) -> None:
     with Machine(image("smp"), boot=boot, cpus=2, cmdline="cpus=2") as machine:
@@ -45,6 +50,28 @@ def test_every_processor_comes_up(boot: Boot) -> None:
     assert result.console == b'{"cpus":2}\n'
 
 
+@pytest.mark.svm_smoke
+def test_every_workload_computes_what_it_computes_as_an_ordinary_process(tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    write_disk(disk, 2 << 20)
+    with session([str(native()), "--disk", str(disk)]) as process:
+        names = process.ready["workloads"]
+        expected = {name: process.run(name, 1).get("checksum") for name in names}
+        process.quit()
+    assert [name for name in names if expected[name] is None] == ["cr", "portin", "mmio"]  # a process has none
+    with Machine(image("bench"), disks=[Disk(disk, read_only=True)]) as machine:
+        machine.start(timeout=4 * DEADLINE)
+        machine.send("".join(f"run {name} 1\n" for name in names).encode() + b"quit\n")
+        result = machine.wait()
+    assert result.outcome is Outcome.SHUTDOWN
+    ends = [json.loads(line) for line in result.console.splitlines() if line.startswith(b'{"end"')]
+    assert [end["end"] for end in ends] == names
+    assert {end["end"]: end["checksum"] for end in ends if expected[end["end"]] is not None} == {
+        name: checksum for name, checksum in expected.items() if checksum is not None
+    }
+
+
+@pytest.mark.svm_smoke
 @pytest.mark.parametrize(
     ("name", "outcome"),
     [
