@@ -79,6 +79,24 @@ class kvm_sregs(ctypes.Structure):
     ]
 
 
+class kvm_msr_entry(ctypes.Structure):
+    """4.18: one model-specific register."""
+
+    _fields_ = [("index", c_uint32), ("reserved", c_uint32), ("data", c_uint64)]
+
+
+class kvm_msrs(ctypes.Structure):
+    """4.19: registers to read or set; here always one."""
+
+    _fields_ = [("nmsrs", c_uint32), ("pad", c_uint32), ("entry", kvm_msr_entry)]
+
+
+class kvm_msrs_header(ctypes.Structure):
+    """kvm_msrs as the ioctl number sees it: without its flexible array."""
+
+    _fields_ = [("nmsrs", c_uint32), ("pad", c_uint32)]
+
+
 class kvm_cpuid_entry2(ctypes.Structure):
     """4.46: one CPUID leaf."""
 
@@ -228,6 +246,7 @@ KVM_GET_REGS = _IOR(0x81, kvm_regs)
 KVM_SET_REGS = _IOW(0x82, kvm_regs)
 KVM_GET_SREGS = _IOR(0x83, kvm_sregs)
 KVM_SET_SREGS = _IOW(0x84, kvm_sregs)
+KVM_SET_MSRS = _IOW(0x89, kvm_msrs_header)
 KVM_SET_CPUID2 = _IOW(0x90, kvm_cpuid2_header)
 KVM_GET_MP_STATE = _IOR(0x98, kvm_mp_state)
 KVM_SET_MP_STATE = _IOW(0x99, kvm_mp_state)
@@ -326,3 +345,11 @@ class Run:
     EMULATION_INSN_SIZE = 48  # u8
     EMULATION_INSN_BYTES = 49  # u8[15]
     SYSTEM_EVENT_TYPE = 32  # u32
+    VALID_REGS = 288  # u64: what the kernel copies out at every exit (KVM_CAP_SYNC_REGS, 6.74)
+    DIRTY_REGS = 296  # u64: what it takes in at the next entry; it clears the bits
+    SYNC_REGS = 304  # struct kvm_regs
+    SYNC_SREGS = 448  # struct kvm_sregs
+
+
+KVM_SYNC_X86_REGS = 1 << 0
+KVM_SYNC_X86_SREGS = 1 << 1

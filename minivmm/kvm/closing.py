@@ -14,15 +14,21 @@ MAX_PENDING = 8
 """VMs being freed at once. The next one waits for a place, so that descriptors and kernel memory stay bounded."""
 
 _places = threading.BoundedSemaphore(MAX_PENDING)
+_threads: set[threading.Thread] = set()
 
 
 def close_soon(fd: int) -> None:
     """Closes `fd` on a thread of its own. A process that exits meanwhile is gone when the kernel is done."""
     _places.acquire()
+    thread = threading.Thread(target=_close, args=(fd,), name="closing", daemon=True)
     try:
-        threading.Thread(target=_close, args=(fd,), name="closing", daemon=True).start()
+        thread.start()
     except RuntimeError:  # no thread to be had: the caller waits after all
         _close(fd)
+        return
+    for ended in [thread for thread in tuple(_threads) if not thread.is_alive()]:
+        _threads.discard(ended)
+    _threads.add(thread)
 
 
 def _close(fd: int) -> None:
@@ -33,8 +39,6 @@ def _close(fd: int) -> None:
 
 
 def wait_until_closed() -> None:
-    """Returns when every VM given to `close_soon` is freed: for those who count descriptors."""
-    for _ in range(MAX_PENDING):
-        _places.acquire()
-    for _ in range(MAX_PENDING):
-        _places.release()
+    """Returns when every VM given to `close_soon` is freed, and its thread gone: for those who count either."""
+    for thread in tuple(_threads):
+        thread.join()

@@ -96,6 +96,16 @@ class Vcpu:
         """Sets segments, descriptor tables and control registers (4.14)."""
         self._call(abi.KVM_SET_SREGS, sregs)
 
+    def share_registers(self) -> None:
+        """From the next KVM_RUN on its page holds the registers after every exit (6.74, KVM_CAP_SYNC_REGS), and takes
+        in what `Run.DIRTY_REGS` names at every entry: reading and setting them costs no call. Needs the capability."""
+        self.run64[abi.Run.VALID_REGS // 8] = abi.KVM_SYNC_X86_REGS | abi.KVM_SYNC_X86_SREGS
+
+    def set_msr(self, index: int, value: int) -> None:
+        """Sets one model-specific register (4.19). Raises KvmError when KVM refuses it."""
+        if self._call(abi.KVM_SET_MSRS, abi.kvm_msrs(1, 0, abi.kvm_msr_entry(index, 0, value))) != 1:
+            raise KvmError("KVM_SET_MSRS", 0, f"vCPU {self.id} does not take {value:#x} in MSR {index:#x}")
+
     def set_cpuid(self, leaves: abi.kvm_cpuid2) -> None:
         """What the guest's CPUID answers (4.46)."""
         self._call(abi.KVM_SET_CPUID2, leaves)

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import guest_os
+from minivmm.kvm.closing import wait_until_closed
 from minivmm.kvm.system import Kvm
 from toolkit.cli import invoke
 from toolkit.compare import protocol, techniques
@@ -33,6 +34,7 @@ SOURCES = Path(guest_os.__file__).parent / "workloads"
     ids="+".join,
 )
 def test_a_quick_comparison_agrees_on_every_checksum(names: list[str], tmp_path: Path) -> None:
+    wait_until_closed()
     threads, descriptors = threading.active_count(), len(os.listdir("/proc/self/fd"))
     chosen = [part for name in names for part in ("--technique", name)]
     output = tmp_path / "r.json"
@@ -46,6 +48,7 @@ def test_a_quick_comparison_agrees_on_every_checksum(names: list[str], tmp_path:
     assert status == 0
     for workload in ("cpu", "blk-rand"):
         assert len({result.checksum for result in report.results if result.workload == workload}) == 1
+    wait_until_closed()
     assert threading.active_count() == threads
     assert len(os.listdir("/proc/self/fd")) <= descriptors
 
