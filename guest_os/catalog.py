@@ -73,6 +73,11 @@ def is_fresh(directory: Path) -> bool:
         return False
 
 
+def is_built() -> bool:
+    """Whether `image` and `native` answer without compiling: from a wheel, or built since the last change."""
+    return SHIPPED.is_dir() or is_fresh(build_directory())
+
+
 def _built(file: str, name: str) -> Path:
     shipped = SHIPPED / file
     if shipped.exists():

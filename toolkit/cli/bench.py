@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from minivmm.errors import ConfigError, HostError, VtkError
+from toolkit.building import announce_build
 from toolkit.cli import ExitStatus
 
 if TYPE_CHECKING:
@@ -65,6 +66,7 @@ def bench(names: tuple[str, ...], list_only: bool, rounds: int, cycles: int, jso
         return ExitStatus.OK
     if json_file not in (None, "-"):
         _require_writable(Path(str(json_file)))
+    announce_build()
     figures: list[Figure] = []
     status = ExitStatus.OK
     for name in names or [name for name, benchmark in BENCHMARKS.items() if not benchmark.slow]:

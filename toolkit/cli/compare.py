@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from toolkit.building import announce_build
 from toolkit.cli import ExitStatus
 from toolkit.compare.techniques import TECHNIQUES
 from toolkit.compare.workloads import WORKLOADS
@@ -197,6 +198,7 @@ def _compare(
 
     chosen = [technique for technique in TECHNIQUES if not techniques or technique.name in techniques]
     names = [workload.name for workload in WORKLOADS if not workloads or workload.name in workloads]
+    announce_build()
     with tempfile.TemporaryDirectory(prefix="vtk-compare-") as directory, _progress() as progress:
         disk = Path(directory, "disk")
         guest_os.write_disk(disk, _disk_size(quick))

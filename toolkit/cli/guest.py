@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import click
 
+from toolkit.building import announce_build
 from toolkit.cli import ExitStatus
 
 
@@ -39,6 +40,8 @@ def build(names: tuple[str, ...], compiler: str, as_json: bool) -> int:
     from guest_os.build import BuildError
     from guest_os.build import build as build_guests
 
+    if compiler == "zig":
+        announce_build()
     try:
         built = build_guests(names or None, compiler)
     except BuildError as error:

@@ -205,6 +205,9 @@ def find_image(name: str) -> Path:
 
     table = guests()
     if name in table:
+        from toolkit.building import announce_build
+
+        announce_build()
         return image(name)
     if Path(name).exists():
         return Path(name)

@@ -30,3 +30,14 @@ def test_a_built_guest_is_where_it_is_said_to_be(capsys: pytest.CaptureFixture[s
 def test_an_unknown_guest_is_refused_and_the_known_are_named(capsys: pytest.CaptureFixture[str]) -> None:
     assert invoke(["guest", "build", "nonsense"]) == ExitStatus.FAILED
     assert "hello" in capsys.readouterr().err
+
+
+def test_a_build_that_takes_seconds_is_announced(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("guest_os.catalog.is_built", lambda: False)
+    assert invoke(["guest", "build", "hello"]) == 0
+    assert "building the guests" in capsys.readouterr().err
+    monkeypatch.setattr("guest_os.catalog.is_built", lambda: True)
+    assert invoke(["guest", "build", "hello"]) == 0
+    assert capsys.readouterr().err == ""

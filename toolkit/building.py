@@ -1,0 +1,13 @@
+"""Saying that the guests are being built: a checkout compiles them on first use, which takes some seconds."""
+
+from __future__ import annotations
+
+import click
+
+
+def announce_build() -> None:
+    """Says so on standard error when the next use of a guest will compile."""
+    from guest_os.catalog import is_built
+
+    if not is_built():
+        click.echo("vtk: building the guests: some seconds, once for each state of their sources ...", err=True)
