@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+import guest_os
 from minivmm import Outcome
 from tests.docs.documents import DOCUMENTS, ROOT, Block, blocks, commands
 
@@ -20,11 +21,16 @@ from tests.docs.documents import DOCUMENTS, ROOT, Block, blocks, commands
 SHORTENED = {
     "vtk compare": "vtk compare --quick --workload cpu --workload portin",
     "vtk compare --quick": "vtk compare --quick --workload cpu --workload portin",
+    "vtk compare --json results.json --html report.html": (
+        "vtk compare --quick --workload cpu --json results.json --html report.html"
+    ),
     "vtk bench": "vtk bench exit-loop --rounds 1",
     "vtk bench life-cycle": "vtk bench life-cycle --cycles 20",
 }
 # What a test must not do to the machine it runs on, or does elsewhere: tests/project tries the make targets.
-NOT_HERE = re.compile(r"^(make\b|sudo\b|git clone\b|cd\b|pip install\b|python3? -m (venv|tests\.svm)\b)")
+NOT_HERE = re.compile(
+    r"^(make\b|sudo\b|ansible-playbook\b|git clone\b|cd\b|pip install\b|python3? -m (venv|tests\.svm)\b)"
+)
 
 # Exit statuses that are the point of the command.
 EXPECTED_STATUS = {"vtk run panic": 22}
@@ -45,7 +51,9 @@ def test_every_command_shown_runs(command: str, block: Block, tmp_path: Path) ->
     run = SHORTENED.get(command, command)
     environment = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "NO_COLOR": "1"}
     environment.pop("VTK_DEBUG", None)
-    (tmp_path / "disk.img").write_bytes(bytes(1 << 20))
+    for name in ("disk.img", "data.img"):
+        (tmp_path / name).write_bytes(bytes(1 << 20))
+    (tmp_path / "kernel.elf").write_bytes(guest_os.image("hello").read_bytes())
     ended = subprocess.run(
         ["bash", "-c", run],
         cwd=tmp_path,

@@ -102,7 +102,7 @@ def _destination(undo: contextlib.ExitStack, path: str | None, option: str) -> D
 
 
 @click.command("compare", epilog=EPILOG)
-@click.option("--quick", is_flag=True, help="Fewer and shorter samples: a minute or so instead of several.")
+@click.option("--quick", is_flag=True, help="Fewer and shorter samples: half a minute instead of two.")
 @click.option(
     "--technique",
     "techniques",
