@@ -19,10 +19,11 @@ from minivmm.devices.serial import Serial
 from minivmm.errors import ConfigError, KvmError
 from minivmm.kvm import abi
 from minivmm.kvm.abi import Cap, Exit
+from minivmm.kvm.kick import accept_kicks
 from minivmm.kvm.system import Kvm
 from minivmm.memory import GuestMemory
 from minivmm.outcome import EndOfRun, Outcome, RunResult
-from minivmm.processor import Processor, accept_kicks
+from minivmm.processor import Processor
 
 if TYPE_CHECKING:
     from minivmm.exits import Observer

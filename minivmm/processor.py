@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import fcntl
 import signal
 import threading
 from collections.abc import Callable
-from functools import cache
 from typing import TYPE_CHECKING
 
 from minivmm.bus import Bus
@@ -16,6 +14,7 @@ from minivmm.errors import GuestError, HostError
 from minivmm.kvm import abi
 from minivmm.kvm.abi import Exit, MpState, Run
 from minivmm.kvm.ioctl import explain
+from minivmm.kvm.kick import KICK
 from minivmm.kvm.vcpu import Vcpu
 from minivmm.outcome import EndOfRun, Outcome
 from minivmm.x86.registers import RFLAGS_IF
@@ -23,21 +22,11 @@ from minivmm.x86.registers import RFLAGS_IF
 if TYPE_CHECKING:
     from minivmm.exits import Observer
 
-KICK = signal.SIGRTMIN
-"""The signal that gets a vCPU out of KVM_RUN. Nothing handles it: it only has to arrive."""
 
-
-@cache
-def accept_kicks() -> None:
-    """Gives KICK a handler that does nothing, so that it interrupts a system call instead of ending the process. Once.
-
-    In C and not by signal.signal, which only the main thread may call and which would wake the main thread at every
-    kick: the handler is libc's `abs`, which takes an int and touches nothing.
-    """
-    libc = ctypes.CDLL(None, use_errno=True)
-    libc.signal.argtypes = (ctypes.c_int, ctypes.c_void_p)
-    libc.signal.restype = ctypes.c_void_p
-    libc.signal(KICK, ctypes.cast(libc.abs, ctypes.c_void_p))
+# Where a KVM_EXIT_MMIO is in kvm_run, in units of the view it is read through.
+_MMIO_ADDRESS, _MMIO_DATA = Run.MMIO_PHYS_ADDR // 8, Run.MMIO_DATA // 8
+_MMIO_LEN = Run.MMIO_LEN // 4
+_MMIO_IS_WRITE = Run.MMIO_IS_WRITE
 
 
 class Processor(threading.Thread):
@@ -114,26 +103,27 @@ class Processor(threading.Thread):
         reason_at, io_at, io_data_offset_at = Run.EXIT_REASON // 4, Run.IO // 8, Run.IO_DATA_OFFSET // 8
         exit_io, exit_mmio = int(Exit.IO), int(Exit.MMIO)
         data_at = 0x1000  # KVM_PIO_PAGE_OFFSET: x86 keeps PIO data in the page after kvm_run
-        try:
-            while True:
+        while True:
+            try:  # costs nothing until it raises; around the call alone, or a device's own OSError would pass for KVM's
                 ioctl(fd, run)
-                reason = run32[reason_at]
-                counts[reason] += 1
-                if reason == exit_io:
-                    access = run64[io_at]
-                    if (write := out_byte(access)) is not None:
-                        write(run_bytes[data_at])
-                    elif (read := in_byte(access)) is not None:
-                        run_bytes[data_at] = read()
-                    else:
-                        bus.port_access(access, run_bytes[run64[io_data_offset_at] :])
-                elif reason == exit_mmio:
-                    self._mmio()
-                else:
-                    self._rare(reason)
-        except OSError as error:
-            if error.errno not in (errno.EINTR, errno.EAGAIN):
+            except OSError as error:
+                if error.errno in (errno.EINTR, errno.EAGAIN):
+                    return
                 raise explain(run, error.errno or 0, f"vCPU {vcpu.id}") from error
+            reason = run32[reason_at]
+            counts[reason] += 1
+            if reason == exit_io:
+                access = run64[io_at]
+                if (write := out_byte(access)) is not None:
+                    write(run_bytes[data_at])
+                elif (read := in_byte(access)) is not None:
+                    run_bytes[data_at] = read()
+                else:
+                    bus.port_access(access, run_bytes[run64[io_data_offset_at] :])
+            elif reason == exit_mmio:
+                self._mmio()
+            else:
+                self._rare(reason)
 
     def _serve_observed(self, observer: Observer) -> None:
         """`_serve` for a caller who wants to see each exit: the same in everything but speed."""
@@ -154,12 +144,12 @@ class Processor(threading.Thread):
 
     def _mmio(self) -> None:
         """Serves a KVM_EXIT_MMIO."""
-        run64 = self.vcpu.run64
-        address, size = run64[Run.MMIO_PHYS_ADDR // 8], self.vcpu.run32[Run.MMIO_LEN // 4]
-        if self.vcpu.run_bytes[Run.MMIO_IS_WRITE]:
-            self._bus.mmio_write(address, size, run64[Run.MMIO_DATA // 8] & (1 << 8 * size) - 1)
+        vcpu = self.vcpu
+        address, size = vcpu.run64[_MMIO_ADDRESS], vcpu.run32[_MMIO_LEN]
+        if vcpu.run_bytes[_MMIO_IS_WRITE]:
+            self._bus.mmio_write(address, size, vcpu.run64[_MMIO_DATA] & (1 << 8 * size) - 1)
         else:
-            run64[Run.MMIO_DATA // 8] = self._bus.mmio_read(address, size)
+            vcpu.run64[_MMIO_DATA] = self._bus.mmio_read(address, size)
 
     def _rare(self, reason: int) -> None:
         """Serves an exit that ends the run or hardly ever comes."""

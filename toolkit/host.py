@@ -11,7 +11,6 @@ import os
 import re
 import shutil
 import socket
-import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -19,6 +18,7 @@ from enum import Enum
 from pathlib import Path
 
 from minivmm.errors import HostError, KvmMissing, VtkError
+from toolkit.asking import answer_of
 
 ANSWER_TIMEOUT = 3.0  # seconds a program or a daemon has to say what it is
 MEMORY_WANTED = 2 << 30  # bytes free below which whole Linux guests get tight
@@ -260,9 +260,11 @@ def _absent(group: str, name: str, program: str, remedy: str) -> Fact:
 def _libvirt() -> Iterator[Fact]:
     group = "libvirt"
     daemon = _which("virtqemud", "libvirtd")
-    library = [path for folder in ("lib/*", "lib64", "lib") for path in Path("/usr").glob(f"{folder}/libvirt.so.0.*")]
+    library = [
+        path for folder in ("lib/*-linux-gnu", "lib64", "lib") for path in Path("/usr").glob(f"{folder}/libvirt.so.0.*")
+    ]
     if daemon:
-        version = re.search(r"\d+\.\d+\.\d+", _output(daemon, "--version"))
+        version = re.search(r"\d+\.\d+\.\d+", answer_of(daemon, "--version", timeout=ANSWER_TIMEOUT))
         yield Fact(group, "libvirt", State.OK, f"{version[0] if version else 'version unknown'}, {daemon}")
     elif library:
         cause = "the library is there, its daemon is not"
@@ -331,7 +333,7 @@ def _compilers() -> Iterator[Fact]:
         yield Fact(group, "zig", State.OK, f"{metadata.version('ziglang')} (ziglang in {sys.prefix})")
     except metadata.PackageNotFoundError:
         if path := shutil.which("zig"):
-            yield Fact(group, "zig", State.OK, f"{_output(path, 'version').strip()}, {path}")
+            yield Fact(group, "zig", State.OK, f"{answer_of(path, 'version', timeout=ANSWER_TIMEOUT).strip()}, {path}")
         else:
             yield _absent(group, "zig", "ziglang package and no zig", "pip install 'vtk[guests]'")
 
@@ -340,7 +342,7 @@ def _program(group: str, name: str, remedy: str) -> Fact:
     path = shutil.which(name)
     if path is None:
         return _absent(group, name, name, remedy)
-    version = re.search(r"\d+\.\d+(\.\d+)?", _output(path, "--version"))
+    version = re.search(r"\d+\.\d+(\.\d+)?", answer_of(path, "--version", timeout=ANSWER_TIMEOUT))
     return Fact(group, name, State.OK, f"{version[0] if version else 'version unknown'}, {path}")
 
 
@@ -348,22 +350,6 @@ def _which(*names: str) -> str | None:
     """The first of `names` on PATH or in the directories of daemons, which are not on everyone's PATH."""
     search = os.pathsep.join((os.environ.get("PATH", os.defpath), "/usr/sbin", "/sbin"))
     return next(filter(None, (shutil.which(name, path=search) for name in names)), None)
-
-
-def _output(*command: str) -> str:
-    try:
-        done = subprocess.run(
-            command,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            errors="replace",
-            timeout=ANSWER_TIMEOUT,
-            check=False,
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return ""
-    return done.stdout
 
 
 def _read(path: str) -> str:

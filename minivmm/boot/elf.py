@@ -1,4 +1,4 @@
-"""ELF executables (System V ABI, chapters 4 and 5), as far as a boot loader needs them: segments and notes.
+"""ELF executables (System V ABI, chapters 4 and 5), as far as a boot loader needs them: segments, notes, sections.
 
 Nothing in the file is believed: every offset and size is checked against the file and against guest memory before a
 byte is copied.
@@ -51,6 +51,21 @@ class ProgramHeader(NamedTuple):
     align: int
 
 
+class SectionHeader(NamedTuple):
+    """Elf64_Shdr and Elf32_Shdr, which differ in the fields' sizes only."""
+
+    name: int  # offset in the section of names
+    type: int
+    flags: int
+    addr: int
+    offset: int
+    size: int
+    link: int
+    info: int
+    addralign: int
+    entsize: int
+
+
 class _ProgramHeader32(NamedTuple):
     """Elf32_Phdr: the same fields in another order."""
 
@@ -84,6 +99,8 @@ FILE_HEADER_64 = Layout("<16xHHIQQQIHHHHHH", FileHeader)
 FILE_HEADER_32 = Layout("<16xHHIIIIIHHHHHH", FileHeader)
 PROGRAM_HEADER_64 = Layout("<IIQQQQQQ", ProgramHeader)
 PROGRAM_HEADER_32 = Layout("<IIIIIIII", _ProgramHeader32)
+SECTION_HEADER_64 = Layout("<IIQQQQIIQQ", SectionHeader)
+SECTION_HEADER_32 = Layout("<IIIIIIIIII", SectionHeader)
 NOTE_HEADER = Layout("<III", _NoteHeader)
 
 MAGIC = b"\x7fELF"
@@ -93,15 +110,17 @@ EM_386, EM_X86_64 = 3, 62
 
 
 PT_LOAD, PT_NOTE = 1, 4
+SHT_NOTE, SHT_NOBITS = 7, 8
 ET_EXEC, ET_DYN = 2, 3
 
 
 class Elf:
     """A parsed ELF image for x86. Raises ImageError, which says where in the file and what is wrong."""
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(self, path: str | Path, data: bytes | None = None) -> None:
+        """`data`: the image, where it is not the file at `path` itself but was unpacked from it."""
         self.path = Path(path)
-        self._data = read_image(self.path)
+        self._data = read_image(self.path) if data is None else data
         if self._data[:4] != MAGIC:
             raise self._error("not an ELF file", 0, cause=f"it starts with {self._data[:4]!r}", remedy="vtk guest list")
         if len(self._data) < FILE_HEADER_64.size:
@@ -149,18 +168,52 @@ class Elf:
     def notes(self) -> Iterator[Note]:
         """The notes of every PT_NOTE segment. A malformed note ends its segment."""
         for segment in self.segments:
-            if segment.type != PT_NOTE:
-                continue
-            position, end = segment.offset, segment.offset + segment.filesz
-            while position + NOTE_HEADER.size <= end:
-                header = NOTE_HEADER.unpack(self._data, position)
-                name_at = position + NOTE_HEADER.size
-                desc_at = name_at + (header.namesz + 3 & ~3)
-                position = desc_at + (header.descsz + 3 & ~3)
-                if desc_at + header.descsz > end:
-                    break
-                name = self._data[name_at : name_at + header.namesz].rstrip(b"\0").decode("ascii", "replace")
-                yield Note(name, header.type, self._data[desc_at : desc_at + header.descsz])
+            if segment.type == PT_NOTE:
+                yield from self._notes(segment.offset, segment.filesz)
+
+    def section_notes(self) -> Iterator[Note]:
+        """The notes of every SHT_NOTE section, for images whose linker made no PT_NOTE of them."""
+        for _, section in self.sections():
+            if section.type == SHT_NOTE:
+                yield from self._notes(section.offset, section.size)
+
+    def _notes(self, position: int, size: int) -> Iterator[Note]:
+        end = position + size
+        while position + NOTE_HEADER.size <= end:
+            header = NOTE_HEADER.unpack(self._data, position)
+            name_at = position + NOTE_HEADER.size
+            desc_at = name_at + (header.namesz + 3 & ~3)
+            position = desc_at + (header.descsz + 3 & ~3)
+            if desc_at + header.descsz > end:
+                break
+            name = self._data[name_at : name_at + header.namesz].rstrip(b"\0").decode("ascii", "replace")
+            yield Note(name, header.type, self._data[desc_at : desc_at + header.descsz])
+
+    def sections(self) -> tuple[tuple[str, SectionHeader], ...]:
+        """The sections with their names; none when the image was stripped of them. Raises ImageError."""
+        header, layout = self.header, SECTION_HEADER_64 if self.is_64 else SECTION_HEADER_32
+        if not header.shoff or not header.shnum:
+            return ()
+        if header.shentsize < layout.size or header.shstrndx >= header.shnum:
+            raise self._error(f"{header.shnum} section headers of {header.shentsize} bytes: malformed", 58)
+        if header.shoff + header.shnum * header.shentsize > len(self._data):
+            raise self._error("truncated: the section headers lie beyond the end of the file", header.shoff)
+        sections = [layout.unpack(self._data, header.shoff + index * header.shentsize) for index in range(header.shnum)]
+        for index, section in enumerate(sections):
+            if section.type != SHT_NOBITS and section.offset + section.size > len(self._data):
+                raise self._error(f"truncated: section {index} lies beyond the end of the file", section.offset)
+        names = self.section_bytes(sections[header.shstrndx])
+        return tuple(
+            (names[section.name :].partition(b"\0")[0].decode("ascii", "replace"), section) for section in sections
+        )
+
+    def section_bytes(self, section: SectionHeader) -> bytes:
+        """What the file holds of a section."""
+        return b"" if section.type == SHT_NOBITS else self._data[section.offset : section.offset + section.size]
+
+    def segment_bytes(self, segment: ProgramHeader) -> memoryview:
+        """What the file holds of a segment, not copied."""
+        return memoryview(self._data)[segment.offset : segment.offset + segment.filesz]
 
     def load(self, memory: GuestMemory, *, lowest: int) -> int:
         """Copies the segments to their physical addresses (p_paddr) and returns the first address after them.
@@ -185,7 +238,7 @@ class Elf:
                     cause=f"the machine has {memory.size >> 20} MiB",
                     remedy=_more_memory(segment),
                 ) from None
-            memory.write(segment.paddr, memoryview(self._data)[segment.offset : segment.offset + segment.filesz])
+            memory.write(segment.paddr, self.segment_bytes(segment))
             end = segment.paddr + segment.memsz
         return end
 

@@ -7,7 +7,7 @@ memory mapped one to one, interrupts off, RSI the address of `boot_params` (the 
 from __future__ import annotations
 
 from minivmm.boot.e820 import E820Entry, memory_map
-from minivmm.boot.registers import InitialState
+from minivmm.boot.flat import BOOT_CS, COMMAND_LINE, InitialState, flat_segments, write_command_line
 from minivmm.kvm import abi
 from minivmm.layout import Layout
 from minivmm.memory import GuestMemory
@@ -15,18 +15,12 @@ from minivmm.x86 import descriptors
 from minivmm.x86.paging import identity_map
 from minivmm.x86.registers import RFLAGS_RESERVED, Cr0, Cr4, Efer
 
-# Where the loader's structures lie, all below BOOT_END: the layout of Linux's own and Firecracker's loaders.
-GDT = 0x500
+# Where this protocol's structures lie, beside those of `flat`.
 ZERO_PAGE = 0x7000
 STACK = 0x8FF0
 PAGE_TABLES = 0x9000  # 6 pages
-COMMAND_LINE = 0x20000
-BOOT_END = 0x21000
-MAX_COMMAND_LINE = BOOT_END - COMMAND_LINE - 1
 
 MAPPED_GIB = 4
-
-BOOT_CS, BOOT_DS, BOOT_TSS = 0x10, 0x18, 0x20
 
 # Offsets in struct boot_params (asm/bootparam.h) and in its setup_header at 0x1f1.
 E820_ENTRIES = 0x1E8
@@ -54,17 +48,9 @@ def prepare(memory: GuestMemory, entry: int, cmdline: bytes) -> InitialState:
     memory.write_u32(ZERO_PAGE + CMDLINE_SIZE, len(cmdline))
     memory.write(ZERO_PAGE + E820_ENTRIES, bytes((len(table),)))
     memory.write(ZERO_PAGE + E820_TABLE, BOOT_E820_ENTRY.pack_all(table))
-    memory.write(COMMAND_LINE, cmdline + b"\0")
+    write_command_line(memory, cmdline)
 
-    code, data = descriptors.code64(BOOT_CS), descriptors.data(BOOT_DS)
-    for segment in (code, data):
-        memory.write_u64(GDT + segment.selector, descriptors.gdt_entry(segment))
-
-    sregs = abi.kvm_sregs()
-    sregs.cs, sregs.tr = code, descriptors.tss(BOOT_TSS)
-    sregs.ds = sregs.es = sregs.ss = sregs.fs = sregs.gs = data
-    sregs.ldt.unusable = 1
-    sregs.gdt.base, sregs.gdt.limit = GDT, BOOT_TSS - 1
+    sregs = flat_segments(memory, descriptors.code64(BOOT_CS))
     sregs.cr0 = Cr0.PE | Cr0.MP | Cr0.ET | Cr0.NE | Cr0.WP | Cr0.AM | Cr0.PG
     sregs.cr3 = identity_map(memory, PAGE_TABLES, MAPPED_GIB)
     sregs.cr4 = Cr4.PAE | Cr4.OSFXSR | Cr4.OSXMMEXCPT

@@ -5,9 +5,9 @@ from __future__ import annotations
 from enum import Enum
 from pathlib import Path
 
-from minivmm.boot import linux64, pvh
+from minivmm.boot import flat, linux64, pvh
 from minivmm.boot.elf import Elf
-from minivmm.boot.registers import InitialState
+from minivmm.boot.flat import InitialState
 from minivmm.errors import ConfigError, ImageError
 from minivmm.memory import GuestMemory
 
@@ -27,13 +27,13 @@ def load(image: str | Path, memory: GuestMemory, cmdline: str, boot: Boot = Boot
     Raises ImageError for an image that cannot be booted that way, ConfigError for a command line that cannot be passed.
     """
     line = cmdline.encode("utf-8", "surrogateescape")
-    if len(line) > linux64.MAX_COMMAND_LINE or b"\0" in line:
+    if len(line) > flat.MAX_COMMAND_LINE or b"\0" in line:
         raise ConfigError(
             f"the command line of {len(line)} bytes cannot be passed",
-            cause=f"at most {linux64.MAX_COMMAND_LINE} bytes fit, none of them zero",
+            cause=f"at most {flat.MAX_COMMAND_LINE} bytes fit, none of them zero",
         )
     elf = Elf(image)
-    elf.load(memory, lowest=linux64.BOOT_END)
+    elf.load(memory, lowest=flat.BOOT_END)
     pvh_entry = pvh.entry_point(elf) if boot is not Boot.LINUX64 else None
     if pvh_entry is not None:
         return pvh.prepare(memory, _inside(elf, pvh_entry), line)

@@ -10,8 +10,7 @@ from typing import NamedTuple
 
 from minivmm.boot.e820 import memory_map
 from minivmm.boot.elf import Elf
-from minivmm.boot.linux64 import BOOT_CS, BOOT_DS, BOOT_TSS, COMMAND_LINE, GDT
-from minivmm.boot.registers import InitialState
+from minivmm.boot.flat import BOOT_CS, COMMAND_LINE, InitialState, flat_segments, write_command_line
 from minivmm.errors import ImageError
 from minivmm.kvm import abi
 from minivmm.layout import Layout
@@ -70,15 +69,8 @@ def prepare(memory: GuestMemory, entry: int, cmdline: bytes) -> InitialState:
     info = HvmStartInfo(XEN_HVM_START_MAGIC_VALUE, 1, 0, 0, 0, COMMAND_LINE, 0, MEMORY_MAP, len(table))
     memory.write(START_INFO, HVM_START_INFO.pack(info))
     memory.write(MEMORY_MAP, HVM_MEMMAP_TABLE_ENTRY.pack_all(MemmapEntry(*entry) for entry in table))
-    memory.write(COMMAND_LINE, cmdline + b"\0")
+    write_command_line(memory, cmdline)
 
-    code, data = descriptors.code32(BOOT_CS), descriptors.data(BOOT_DS)
-    for segment in (code, data):
-        memory.write_u64(GDT + segment.selector, descriptors.gdt_entry(segment))
-    sregs = abi.kvm_sregs()
-    sregs.cs, sregs.tr = code, descriptors.tss(BOOT_TSS)
-    sregs.ds = sregs.es = sregs.ss = sregs.fs = sregs.gs = data
-    sregs.ldt.unusable = 1
-    sregs.gdt.base, sregs.gdt.limit = GDT, BOOT_TSS - 1
+    sregs = flat_segments(memory, descriptors.code32(BOOT_CS))
     sregs.cr0 = Cr0.PE | Cr0.ET
     return InitialState(abi.kvm_regs(rip=entry, rbx=START_INFO, rflags=RFLAGS_RESERVED), sregs)

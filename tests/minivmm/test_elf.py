@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from minivmm.boot import linux64, pvh
+from minivmm.boot import flat, linux64, pvh
 from minivmm.boot.elf import FILE_HEADER_64, MAGIC, PROGRAM_HEADER_64, PT_LOAD, Elf, ProgramHeader
 from minivmm.boot.loader import Boot, load
 from minivmm.errors import ConfigError, ImageError
@@ -18,7 +18,7 @@ from tests.minivmm.images import CODE, HLT, elf64
 
 MIB = 1 << 20
 START = FILE_HEADER_64.size + PROGRAM_HEADER_64.size
-LOWEST = linux64.BOOT_END
+LOWEST = flat.BOOT_END
 
 PVH_NOTE = b"\4\0\0\0\4\0\0\0\x12\0\0\0Xen\0\x00\x00\x10\0"
 

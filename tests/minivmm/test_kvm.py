@@ -19,6 +19,7 @@ from minivmm.kvm.system import Kvm
 STRUCTURES = [
     *("kvm_userspace_memory_region", "kvm_regs", "kvm_segment", "kvm_dtable", "kvm_sregs", "kvm_cpuid_entry2"),
     *("kvm_mp_state", "kvm_irq_level", "kvm_irqfd", "kvm_ioeventfd", "kvm_pit_config"),
+    "kvm_msr_entry",
 ]
 RUN_FIELDS = {
     "immediate_exit": abi.Run.IMMEDIATE_EXIT,
@@ -36,6 +37,10 @@ RUN_FIELDS = {
     "emulation_failure.insn_size": abi.Run.EMULATION_INSN_SIZE,
     "emulation_failure.insn_bytes": abi.Run.EMULATION_INSN_BYTES,
     "system_event.type": abi.Run.SYSTEM_EVENT_TYPE,
+    "kvm_valid_regs": abi.Run.VALID_REGS,
+    "kvm_dirty_regs": abi.Run.DIRTY_REGS,
+    "s.regs.regs": abi.Run.SYNC_REGS,
+    "s.regs.sregs": abi.Run.SYNC_SREGS,
 }
 
 

@@ -133,14 +133,18 @@ def test_closing_a_running_machine_ends_it(guest: Write) -> None:
     machine.close()
 
 
-def test_a_console_callback_that_raises_ends_the_run_as_a_host_error(guest: Write) -> None:
-    def refuse(data: bytes) -> None:
-        raise RuntimeError(f"no room for {data!r}")
+@pytest.mark.parametrize(
+    "error", [RuntimeError("no room"), BrokenPipeError(32, "no room"), InterruptedError(4, "no room")]
+)
+def test_a_console_callback_that_raises_ends_the_run_as_a_host_error(guest: Write, error: Exception) -> None:
+    def refuse(data: bytes) -> None:  # noqa: ARG001
+        raise error
 
     with Machine(guest(print_text(b"x") + SPIN), console=refuse) as machine:
         result = machine.run(timeout=60)
     assert result.outcome is Outcome.HOST_ERROR
-    assert "no room for" in result.detail
+    assert type(error).__name__ in result.detail
+    assert "no room" in result.detail
 
 
 @pytest.mark.svm_smoke

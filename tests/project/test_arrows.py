@@ -16,7 +16,8 @@ LAYERS = [
     {"errors", "layout", "outcome"},
     {"kvm", "memory"},
     {"exits", "x86", "bus"},
-    {"devices", "boot", "virtio"},
+    {"devices", "boot", "virtio", "deprivileged"},
+    {"xen"},
     {"slots", "processor"},
     {"machine"},
 ]

@@ -14,8 +14,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, NamedTuple
 
+from minivmm.boot import bzimage
 from minivmm.errors import HostError, ImageError
-from toolkit.images import bzimage, debian_kernel, initramfs
+from toolkit.images import debian_kernel, initramfs
 
 CHECKOUT = Path(__file__).parents[2]
 QEMU = "qemu-system-x86_64"

@@ -12,12 +12,12 @@ import json
 import os
 import re
 import shutil
-import subprocess
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from toolkit.asking import answer_of
 from toolkit.qemu.errors import QemuMissing
 
 TARGETS = ("x86_64", "i386", "riscv64", "aarch64")
@@ -94,37 +94,27 @@ def _ask(path: str, target: str) -> QemuBinary | None:
             )
         except (KeyError, TypeError, ValueError):
             pass  # written by another version of vtk: ask again
-    version = re.search(r"version (\d+)\.(\d+)\.(\d+)", _output(path, "-version"))
+    version = re.search(r"version (\d+)\.(\d+)\.(\d+)", answer_of(path, "-version", timeout=QUESTION_TIMEOUT))
     if version is None:
         return None
     binary = QemuBinary(
         path,
         target,
         (int(version[1]), int(version[2]), int(version[3])),
-        tuple(sorted(_output(path, "-accel", "help").split()[5:])),  # after "Accelerators supported in QEMU binary:"
-        tuple(line.split()[0] for line in _output(path, "-machine", "help").splitlines()[1:] if line.strip()),
+        tuple(
+            sorted(answer_of(path, "-accel", "help", timeout=QUESTION_TIMEOUT).split()[5:])
+        ),  # after "Accelerators supported in QEMU binary:"
+        tuple(
+            line.split()[0]
+            for line in answer_of(path, "-machine", "help", timeout=QUESTION_TIMEOUT).splitlines()[1:]
+            if line.strip()
+        ),
     )
     entry = asdict(binary)
     del entry["path"], entry["target"]
     known = {k: v for k, v in known.items() if not k.startswith(f"{path}:")} | {key: entry}
     _store(cache, known)
     return binary
-
-
-def _output(path: str, *arguments: str) -> str:
-    try:
-        done = subprocess.run(
-            (path, *arguments),
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            errors="replace",
-            timeout=QUESTION_TIMEOUT,
-            check=False,
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return ""
-    return done.stdout
 
 
 def cache_file() -> Path:
