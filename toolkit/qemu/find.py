@@ -97,18 +97,14 @@ def _ask(path: str, target: str) -> QemuBinary | None:
     version = re.search(r"version (\d+)\.(\d+)\.(\d+)", answer_of(path, "-version", timeout=QUESTION_TIMEOUT))
     if version is None:
         return None
+    accelerators = answer_of(path, "-accel", "help", timeout=QUESTION_TIMEOUT)
+    machines = answer_of(path, "-machine", "help", timeout=QUESTION_TIMEOUT)
     binary = QemuBinary(
         path,
         target,
         (int(version[1]), int(version[2]), int(version[3])),
-        tuple(
-            sorted(answer_of(path, "-accel", "help", timeout=QUESTION_TIMEOUT).split()[5:])
-        ),  # after "Accelerators supported in QEMU binary:"
-        tuple(
-            line.split()[0]
-            for line in answer_of(path, "-machine", "help", timeout=QUESTION_TIMEOUT).splitlines()[1:]
-            if line.strip()
-        ),
+        tuple(sorted(accelerators.split()[5:])),  # after "Accelerators supported in QEMU binary:"
+        tuple(line.split()[0] for line in machines.splitlines()[1:] if line.strip()),
     )
     entry = asdict(binary)
     del entry["path"], entry["target"]
