@@ -26,6 +26,7 @@ BENCHMARKS: dict[str, Benchmark] = {
     "block": Benchmark("benchmarks.block", "how fast is virtio-blk, against QEMU on the same KVM?"),
     "virtio": Benchmark("benchmarks.virtio", "what does Python add to a disk request, against the bare preadv?"),
     "notify": Benchmark("benchmarks.notify", "who should carry a kick: the exit, or an ioeventfd?"),
+    "ring3": Benchmark("benchmarks.deprivileged", "what does it cost to leave ring 3, and to change its page tables?"),
     "life-cycle": Benchmark("benchmarks.life_cycle", "do 10,000 machines leave anything behind?", slow=True),
 }
 

@@ -69,8 +69,6 @@ def _block(block: bytes) -> bytearray:
             position = following
             written += length
         if position == end:  # the last sequence has no match
-            if written > BLOCK_SIZE:
-                raise Lz4Error("a block larger than 8 MiB")
             return out
         distance = block[position] | block[position + 1] << 8
         position += 2
@@ -82,6 +80,8 @@ def _block(block: bytes) -> bytearray:
                 position += 1
                 length += more
         length += MIN_MATCH
+        if written + length > BLOCK_SIZE:  # before a byte is copied: a few bytes can ask for gigabytes
+            raise Lz4Error("a block larger than 8 MiB")
         start = written - distance
         if start < 0 or not distance:
             raise Lz4Error(f"a match {distance} bytes back, where {written} are written")
@@ -91,5 +91,3 @@ def _block(block: bytes) -> bytearray:
             pattern = out[start:]
             out += (pattern * (length // distance + 1))[:length]
         written += length
-        if written > BLOCK_SIZE:
-            raise Lz4Error("a block larger than 8 MiB")

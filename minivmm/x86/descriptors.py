@@ -6,6 +6,7 @@ from minivmm.kvm.abi import kvm_segment
 
 CODE_ACCESSED = 0xB  # execute/read, accessed
 DATA_ACCESSED = 0x3  # read/write, accessed
+TSS_AVAILABLE = 0x9  # 64-bit (or 32-bit) TSS
 TSS_BUSY = 0xB  # 64-bit (or 32-bit) TSS, busy
 FLAT_LIMIT = 0xFFFFFFFF
 

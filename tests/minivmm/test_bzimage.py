@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import gzip
 import lzma
+import shutil
 import struct
+import subprocess
+import sys
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -13,10 +16,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from minivmm.errors import ImageError
 from minivmm.boot import bzimage
+from minivmm.boot.elf import MAGIC
+from minivmm.errors import ImageError
+from tests.minivmm.test_lz4 import block as lz4_block
+from tests.minivmm.test_lz4 import frame as lz4_frame
 
-ELF = bzimage.ELF_MAGIC + bytes(range(256)) * 8
+ELF = MAGIC + bytes(range(256)) * 8
 
 
 def bz_image(payload: bytes, *, setup_sectors: int = 4, offset: int = 0x100) -> bytearray:
@@ -27,11 +33,43 @@ def bz_image(payload: bytes, *, setup_sectors: int = 4, offset: int = 0x100) -> 
     return image + payload
 
 
-@pytest.mark.parametrize("pack", [bytes, lzma.compress, gzip.compress], ids=["plain", "xz", "gzip"])
+def lz4(content: bytes) -> bytes:
+    return lz4_frame(lz4_block(content))
+
+
+@pytest.mark.parametrize("pack", [bytes, lzma.compress, gzip.compress, lz4], ids=["plain", "xz", "gzip", "lz4"])
 def test_the_kernel_comes_out_as_it_went_in(pack: Callable[[bytes], bytes], tmp_path: Path) -> None:
     path = tmp_path / "vmlinuz"
     path.write_bytes(bz_image(pack(ELF) + struct.pack("<I", len(ELF)) * (pack is not bytes)))
     assert bzimage.vmlinux(path) == ELF
+
+
+@pytest.mark.skipif(shutil.which("zstd") is None, reason="the zstd program is not on PATH (try: sudo apt install zstd)")
+def test_a_zstandard_payload_is_unpacked_by_what_the_host_has(tmp_path: Path) -> None:
+    packed = subprocess.run(["zstd", "-c", "-19"], input=ELF, capture_output=True, timeout=60, check=True).stdout
+    path = tmp_path / "vmlinuz"
+    path.write_bytes(bz_image(packed + struct.pack("<I", len(ELF))))
+    assert bzimage.vmlinux(path) == ELF
+    path.write_bytes(bz_image(packed[:20] + bytes(20) + struct.pack("<I", len(ELF))))
+    with pytest.raises(ImageError, match="does not decompress"):
+        bzimage.vmlinux(path)
+
+
+@pytest.mark.skipif(sys.version_info >= (3, 14), reason="this Python unpacks Zstandard itself")
+def test_without_zstandard_the_error_names_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "vmlinuz"
+    path.write_bytes(bz_image(bzimage.ZSTD_MAGIC + bytes(40)))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(ImageError, match="apt install zstd"):
+        bzimage.vmlinux(path)
+
+
+@pytest.mark.parametrize("magic", [bzimage.XZ_MAGIC, bzimage.GZIP_MAGIC, b"\x02\x21\x4c\x18", b"BZh9"])
+def test_a_damaged_or_unknown_payload_is_refused(magic: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "vmlinuz"
+    path.write_bytes(bz_image(magic + b"\xff" * 40))
+    with pytest.raises(ImageError, match=r"does not decompress|unknown kind"):
+        bzimage.vmlinux(path)
 
 
 def test_no_setup_sectors_means_four(tmp_path: Path) -> None:

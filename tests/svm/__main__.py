@@ -10,8 +10,11 @@ deadline, 71 when this host cannot have such a machine, 130 after Ctrl-C.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
+import shutil
 import sys
+import tempfile
 from pathlib import Path
 
 import guest_os
@@ -37,13 +40,18 @@ def main(arguments: list[str]) -> int:
     expression = "svm_smoke" if options.smoke else "kvm and not slow and not qemu"
 
     DIRECTORY.mkdir(parents=True, exist_ok=True)
+    report = DIRECTORY / "junit.xml"
+    # A directory of its own: two runs may be under way at once.
+    own = Path(tempfile.mkdtemp(dir=DIRECTORY, prefix="run-"))
     try:
         # Compiled here: the emulated machine is some twenty times slower.
         prebuild_guests()
         if not any(Path(argument.split("::")[0]).exists() for argument in pytest_arguments):
             pytest_arguments += files_with_marker("svm_smoke" if options.smoke else "kvm")
         command = pytest_command(expression, pytest_arguments)
-        status = machine.run(command, DIRECTORY, machine.Limits(timeout), sys.stdout)
+        status = machine.run(command, own, machine.Limits(timeout), sys.stdout)
+        with contextlib.suppress(FileNotFoundError):
+            (own / "results" / "junit.xml").replace(report)
     except machine.MachineDied as error:
         print(f"\n{error}", file=sys.stderr)
         return STATUS_DIED
@@ -53,7 +61,8 @@ def main(arguments: list[str]) -> int:
     except KeyboardInterrupt:
         print("\ninterrupted", file=sys.stderr)
         return STATUS_INTERRUPTED
-    report = DIRECTORY / "results" / "junit.xml"
+    finally:
+        shutil.rmtree(own, ignore_errors=True)
     print(f"report: {report.relative_to(Path.cwd()) if report.is_relative_to(Path.cwd()) else report}")
     return status
 

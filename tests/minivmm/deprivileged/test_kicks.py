@@ -1,0 +1,110 @@
+"""A kick gets a vCPU back from ring 3, and costs the guest nothing, wherever it lands."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+
+from minivmm.deprivileged.events import Interrupted, PortAccess, SoftwareInterrupt, SystemCall, Trap, Vector
+from tests.minivmm.deprivileged.ring3 import CODE, DATA, OUT, PORT, SYSCALL, UD2, USER, Ring3
+
+pytestmark = [pytest.mark.kvm, pytest.mark.svm_smoke]
+
+SPIN = b"\x48\xff\xc1" + b"\x48\x89\x0e" + b"\x48\x83\x3f\0" + b"\x74\xf4"
+"""again: inc rcx; mov [rsi], rcx; cmp qword ptr [rdi], 0; je again"""
+
+
+def test_a_guest_that_loops_is_interrupted_and_resumes_unharmed(ring3: Ring3) -> None:
+    counter = ring3.memory.view(ring3.space.frame(DATA) + 8, 8).cast("Q")
+
+    def kick_when_it_moves() -> None:
+        before = counter[0]
+        while counter[0] == before:
+            pass
+        ring3.cpu.kick()
+
+    reached = 0
+    for turn in range(20):
+        kicker = threading.Thread(target=kick_when_it_moves)
+        kicker.start()
+        start = {"rdi": DATA, "rsi": DATA + 8, "rcx": 0, "rax": 0x77}
+        event = ring3.cpu.run() if turn else ring3.enter(SPIN + OUT, **start)
+        kicker.join()
+        assert event == Interrupted()
+        regs = ring3.cpu.regs
+        assert CODE <= regs.rip < CODE + len(SPIN)
+        assert regs.rcx > reached
+        assert (regs.rax, regs.rdi, regs.rsi) == (0x77, DATA, DATA + 8)
+        reached = regs.rcx
+    ring3.space.put(DATA, b"\1")
+    while isinstance(event, Interrupted):
+        event = ring3.cpu.run()
+    assert event == PortAccess(PORT, 1, True, b"\x77")
+    assert ring3.cpu.regs.rcx == counter[0]
+    counter.release()
+
+
+def test_a_kick_before_the_run_counts(ring3: Ring3) -> None:
+    ring3.cpu.kick()
+    assert ring3.enter(UD2) == Interrupted()
+    assert ring3.cpu.run() == Trap(Vector.UD, 0, 0, CODE)
+
+
+def test_a_kick_counts_when_the_guest_cannot_even_be_entered(ring3: Ring3) -> None:
+    ring3.enter(UD2)
+    ring3.cpu.regs.rip = 1 << 60
+    for _ in range(3):
+        ring3.cpu.kick()
+        assert ring3.cpu.run() == Interrupted()
+        assert ring3.cpu.run() == Trap(Vector.GP, 0, 0, 1 << 60)
+
+
+def test_a_kick_while_io_is_completed_is_not_lost(ring3: Ring3) -> None:
+    assert ring3.enter(b"\xe4\x42" + UD2, rax=0) == PortAccess(PORT, 1, False, b"\0")
+    ring3.cpu.kick()
+    ring3.cpu.answer(b"\5")
+    assert ring3.cpu.run() == Interrupted()
+    assert ring3.cpu.run() == Trap(Vector.UD, 0, 0, CODE + 2)
+    assert ring3.cpu.regs.rax == 5
+
+
+def test_kicks_at_any_moment_lose_no_event(ring3: Ring3) -> None:
+    """A thread kicks at every run while ring 3 goes round through traps and stores, which must come in order."""
+    # again: inc r12; ud2; inc r12; syscall; inc r12; int 0x80; inc r12; out; jmp again
+    step = b"\x49\xff\xc4"
+    code = step + UD2 + step + SYSCALL + step + b"\xcd\x80" + step + OUT + b"\xeb\xea"
+    expected = [
+        Trap(Vector.UD, 0, 0, CODE + 3),
+        SystemCall(CODE + 10),
+        SoftwareInterrupt(0x80, CODE + 13),
+        PortAccess(PORT, 1, True, b"\x77"),
+    ]
+    cpu, ready, over = ring3.cpu, threading.Semaphore(0), threading.Event()
+
+    def kick() -> None:
+        while ready.acquire() and not over.is_set():
+            cpu.kick()
+
+    kicker = threading.Thread(target=kick)
+    kicker.start()
+    try:
+        event = ring3.enter(code, r12=0, rax=0x77)
+        entry = ring3.space.entry(DATA)
+        for turn in range(2000):
+            for _ in range(50):
+                if not isinstance(event, Interrupted):
+                    break
+                event = cpu.run()
+            assert event == expected[turn % 4]
+            assert (cpu.regs.r12, cpu.regs.rax) == (turn + 1, 0x77)
+            if turn % 4 == 0:
+                cpu.regs.rip += 2
+                old = ring3.memory.read_u64(entry)
+                cpu.store_entry(entry, old, 0x200000 + 0x1000 * (turn % 8) | USER)
+            ready.release()
+            event = cpu.run()
+    finally:
+        over.set()
+        ready.release()
+        kicker.join()
