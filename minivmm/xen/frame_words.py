@@ -24,14 +24,6 @@ class PageType:
 NAMES = ("none", "L1", "L2", "L3", "L4", "descriptors", "writable")
 
 
-class Domid:
-    """xen/xen.h. Frames have real domains' numbers as owners, or one of these."""
-
-    FIRST_RESERVED = 0x7FF0
-    XEN = 0x7FF2  # the hypervisor's own
-    INVALID = 0x7FF4  # nobody's: free
-
-
 # bits 63.. | 59..20     | 19        | 18     | 17..15 | 14..0
 # references  type count   allocated   pinned   type     owner
 OWNER = (1 << 15) - 1

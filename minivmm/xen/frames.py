@@ -19,6 +19,7 @@ from operator import length_hint
 from minivmm.errors import ConfigError
 from minivmm.memory import PAGE_SIZE, GuestMemory
 from minivmm.x86.paging import Pte
+from minivmm.xen.abi import Domid
 from minivmm.xen.errors import HypercallError
 from minivmm.xen.frame_words import (
     ADDRESS,
@@ -40,7 +41,6 @@ from minivmm.xen.frame_words import (
     TYPE_COUNT,
     TYPE_ONE,
     TYPE_SHIFT,
-    Domid,
     PageType,
 )
 from minivmm.xen.segment_descriptors import checked_table

@@ -11,7 +11,7 @@ import struct
 from collections.abc import Callable
 
 from minivmm.outcome import EndOfRun, Outcome
-from minivmm.xen import abi
+from minivmm.xen import abi, traps
 from minivmm.xen.domain import Domain
 from minivmm.xen.errors import HypercallError
 from minivmm.xen.hypercall_abi import (
@@ -105,10 +105,7 @@ def sched_op(domain: Domain, cmd: int, argument: int) -> int:
             return 0
         case SchedOp.SHUTDOWN:
             (reason,) = struct.unpack("<I", domain.pages.read(argument, 4))
-            domain.end = EndOfRun(
-                _ENDINGS.get(reason, Outcome.CRASHED), f"the domain shut down: reason {reason}", reason
-            )
-            raise domain.end
+            raise EndOfRun(_ENDINGS.get(reason, Outcome.CRASHED), f"the domain shut down: reason {reason}", reason)
     raise HypercallError(errno.ENOSYS, f"sched_op {cmd} is not there")
 
 
@@ -117,6 +114,10 @@ _ENDINGS = {
     Shutdown.REBOOT: Outcome.RESET,
     Shutdown.CRASH: Outcome.CRASHED,
 }
+
+
+hypercall(Hypercall.SET_TRAP_TABLE, 1)(traps.set_trap_table)
+hypercall(Hypercall.STACK_SWITCH, 2)(traps.stack_switch)
 
 
 @hypercall(Hypercall.MMU_UPDATE, 4)

@@ -3,7 +3,7 @@
     memory   frames 1 .. monitor     domains' frames, and the machine-to-physical table (frames.py)
              the rest                the monitor: descriptor tables, the ring-0 stub (minivmm/deprivileged)
 
-A first slice: one vCPU, domains one after the other, the hypercalls of hypercalls.py. A trap of the domain ends it.
+A first slice: one vCPU, domains one after the other, the hypercalls of hypercalls.py, traps bounced to its kernel.
 """
 
 from __future__ import annotations
@@ -15,17 +15,18 @@ from typing import Any
 
 from minivmm.boot.xen_image import XenImage
 from minivmm.deprivileged.cpu import DeprivilegedCpu
-from minivmm.deprivileged.events import Interrupted, Stopped, SystemCall
+from minivmm.deprivileged.events import Interrupted, Stopped, SystemCall, Trap
 from minivmm.deprivileged.monitor import Monitor
 from minivmm.errors import ConfigError
 from minivmm.kvm.system import Kvm
 from minivmm.memory import PAGE_SIZE, GuestMemory
 from minivmm.outcome import EndOfRun, Outcome, RunResult
-from minivmm.xen import hypercalls
+from minivmm.xen import hypercalls, traps
 from minivmm.xen.builder import build
 from minivmm.xen.domain import Domain
 from minivmm.xen.errors import HypercallError
 from minivmm.xen.frames import FrameTable
+from minivmm.xen.hypercall_abi import Hypercall
 from minivmm.xen.page_tables import PageTables
 
 HYPERCALL_ENTRY_SIZE = 32  # bytes of the hypercall page a number has
@@ -89,7 +90,7 @@ class Hypervisor:
             self._give_back(domid)
             raise
         self._next_domid += 1
-        return Domain(domid, kernel, start, self.memory, mfns, self.tables)
+        return Domain(domid, kernel, start, self.memory, mfns, shared_info[0], self.tables)
 
     def run(self, domain: Domain, timeout: float = 60.0) -> RunResult:
         """Runs the domain from its start to its end, at most `timeout` seconds. Raises KvmError."""
@@ -121,10 +122,18 @@ class Hypervisor:
         try:
             while True:
                 match cpu.run():
+                    case SystemCall() if not domain.in_kernel:
+                        return EndOfRun(Outcome.CRASHED, "a system call of the domain's user code: nobody answers yet")
+                    case SystemCall() if cpu.regs.rax & 0xFFFF_FFFF == Hypercall.IRET:
+                        domain.hypercalls["iret"] += 1
+                        traps.iret(domain, cpu)
                     case SystemCall():
                         regs = cpu.regs
                         arguments = (regs.rdi, regs.rsi, regs.rdx, regs.r10, regs.r8, regs.r9)
                         regs.rax = hypercalls.call(domain, regs.rax & 0xFFFF_FFFF, arguments) & _WORD
+                    case Trap() as trap:
+                        domain.traps_taken[trap.vector] += 1
+                        traps.bounce(domain, cpu, trap)
                     case Interrupted():
                         pass
                     case Stopped(reason):
@@ -134,7 +143,8 @@ class Hypervisor:
                 if time.monotonic() >= deadline:
                     return EndOfRun(Outcome.DEADLINE, "the time allowed ran out")
         except EndOfRun as end:
-            return end.with_traceback(None)
+            # A new one: the frames of this one's traceback, and of its cause's, hold the registers' view of kvm_run.
+            return EndOfRun(end.outcome, end.detail, end.code)
 
     def destroy(self, domain: Domain) -> None:
         """Takes everything back: every frame is free again, every count zero."""

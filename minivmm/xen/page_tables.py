@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 
 from minivmm.x86.paging import Pte
+from minivmm.xen.abi import FIRST_RESERVED_GDT_PAGE
 from minivmm.xen.errors import HypercallError
 from minivmm.xen.frame_words import (
     ADDRESS,
@@ -30,20 +31,11 @@ from minivmm.xen.frame_words import (
     normal,
 )
 from minivmm.xen.frames import FrameTable
+from minivmm.xen.hypercall_abi import Mmu
 from minivmm.xen.segment_descriptors import checked
 
-FIRST_RESERVED_GDT_PAGE = 14  # xen/arch-x86/xen.h: Xen's own descriptors come from here on
 LDT_PAGES = 16  # 8192 descriptors
 _WORD = (1 << 64) - 1
-
-
-class MmuUpdate:
-    """The low bits of mmu_update's pointer (xen/xen.h, MMU_*)."""
-
-    NORMAL_PT_UPDATE = 0
-    MACHPHYS_UPDATE = 1
-    PT_UPDATE_PRESERVE_AD = 2
-    PT_UPDATE_NO_TRANSLATE = 3  # differs from 0 for auto-translated guests only
 
 
 class PageTables:
@@ -103,12 +95,12 @@ class PageTables:
     def mmu_update(self, domid: int, pointer: int, value: int) -> None:
         """One request of mmu_update: `pointer` is a machine address with the command in its low two bits."""
         command = pointer & 3
-        if command == MmuUpdate.MACHPHYS_UPDATE:
+        if command == Mmu.MACHPHYS_UPDATE:
             mfn = pointer >> PAGE_SHIFT
             self.frames.owned(domid, mfn)
             self.frames.set_machphys(mfn, value & _WORD)
             return
-        self.update_entry(domid, pointer & ~3, value & _WORD, command == MmuUpdate.PT_UPDATE_PRESERVE_AD)
+        self.update_entry(domid, pointer & ~3, value & _WORD, command == Mmu.PT_UPDATE_PRESERVE_AD)
 
     def update_entry(self, domid: int, address: int, value: int, preserve_ad: bool = False) -> None:
         """Stores `value` at machine address `address`: in a page table after checks, in an ordinary frame as it is."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 
+from minivmm.xen.abi import Domid
 from minivmm.xen.frame_words import (
     ADDRESS,
     ALLOCATED,
@@ -22,7 +23,6 @@ from minivmm.xen.frame_words import (
     TYPE_COUNT,
     TYPE_ONE,
     TYPE_SHIFT,
-    Domid,
     PageType,
 )
 from minivmm.xen.page_tables import PageTables

@@ -187,6 +187,6 @@ class Model:
     def destroy(self, domid: int) -> None:
         for roots in (self.roots, self.descriptors):
             for key in [key for key in roots if key[0] == domid]:
-                del roots[key]  # type: ignore[attr-defined]
+                del roots[key]
         self.pins = {mfn: level for mfn, level in self.pins.items() if self.owner[mfn] != domid}
         self.allocated = {mfn for mfn in self.allocated if self.owner[mfn] != domid}

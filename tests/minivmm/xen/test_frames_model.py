@@ -17,8 +17,9 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from minivmm.errors import GuestError
 from minivmm.memory import MIN_SIZE, GuestMemory
+from minivmm.xen.abi import Domid
 from minivmm.xen.errors import HypercallError
-from minivmm.xen.frame_words import OWNER, REF_SHIFT, TYPE, TYPE_ONE, TYPE_SHIFT, Domid
+from minivmm.xen.frame_words import OWNER, REF_SHIFT, TYPE, TYPE_ONE, TYPE_SHIFT
 from minivmm.xen.frames import FrameTable
 from minivmm.xen.page_tables import PageTables
 from minivmm.xen.recount import recount

@@ -13,7 +13,7 @@ from minivmm.boot.xen_image import XenElfNote, read
 from minivmm.errors import ConfigError
 from minivmm.outcome import Outcome, RunResult
 from minivmm.xen.domain import Domain
-from minivmm.xen.hypercall_abi import MULTICALL_ENTRY, Hypercall, MulticallEntry
+from minivmm.xen.hypercall_abi import MULTICALL_ENTRY, TRAP_INFO, Hypercall, MulticallEntry, TrapInfo
 from minivmm.xen.hypervisor import Hypervisor
 from tests.minivmm.xen import kernels
 
@@ -169,6 +169,74 @@ def test_a_domain_may_change_how_its_own_pages_are_mapped(hypervisor: Hypervisor
     body = report(Hypercall.UPDATE_VA_MAPPING, stack, code << 12 | 0x25) + say(stack + DATA + 16, 5)
     result = run_with(hypervisor, domain, kernel_code(body, b"alias"))
     assert result.console == bytes(8) + b"alias", result
+
+
+HANDLER = 0x400  # offset in the code page
+UD2 = b"\x0f\x0b"
+# The handler's way back: the frame's RCX and R11 popped, RIP moved over ud2, an iret_context built, hypercall 23.
+SKIP_AND_IRET = b"\x59\x41\x5b\x48\x83\x04\x24\x02\x6a\x00\x51\x41\x53\x50" + b"\xb8\x17\0\0\0" + SYSCALL
+
+
+def with_handler(body: bytes, handler: bytes, vector: int, flags: int = 0) -> bytes:
+    """`body` with `handler` registered for an exception."""
+    table = TRAP_INFO.pack(TrapInfo(vector, flags, 0xE033, ENTRY + HANDLER)) + bytes(TRAP_INFO.size)
+    code = report(Hypercall.SET_TRAP_TABLE, ENTRY + DATA + 16) + body + shut_down(ENTRY + DATA)
+    assert len(code) <= HANDLER
+    code = code.ljust(HANDLER, b"\xf4") + handler
+    return code.ljust(DATA, b"\xf4") + (bytes(16) + table + b"trap!").ljust(kernels.CODE_SIZE - DATA, b"\0")
+
+
+def test_an_exception_goes_to_the_domains_handler_and_back(hypervisor: Hypervisor, tmp_path: Path) -> None:
+    text = ENTRY + DATA + 16 + 2 * TRAP_INFO.size
+    handler = b"\x57\x56\x52" + say(text, 5) + b"\x5a\x5e\x5f" + SKIP_AND_IRET  # push and pop what say() uses
+    result = run(hypervisor, tmp_path, with_handler(UD2 + UD2 + say(text, 4), handler, 6))
+    assert result.outcome is Outcome.SHUTDOWN, result
+    assert result.console == bytes(8) + b"trap!trap!trap"
+    assert result.exits["iret"] == 2
+
+
+def test_a_page_fault_carries_its_address_through_vcpu_info(hypervisor: Hypervisor, tmp_path: Path) -> None:
+    domain = make(hypervisor, tmp_path, kernel_code(b""))
+    tables = kernels.VIRT_BASE + (domain.start.plan.tables << 12)
+    # The handler shows the frame's error code and ends: it lies above RCX and R11.
+    handler = b"\x48\x8b\x44\x24\x10" + immediate("rbx", ENTRY + DATA + 8) + b"\x48\x89\x03" + say(ENTRY + DATA + 8, 8)
+    body = immediate("rbx", tables + 0x18) + b"\x48\x89\x03"
+    code = with_handler(body, handler + shut_down(ENTRY + DATA), 14)
+    hypervisor.memory.write(domain.mfns[kernels.KERNEL >> 12] << 12, code)
+    result = hypervisor.run(domain, timeout=60)
+    assert result.outcome is Outcome.SHUTDOWN, result
+    assert results(result) == [0, 3]  # present, a write; the user bit is gone: the kernel is a supervisor to itself
+    assert domain.fault_address == tables + 0x18
+    hypervisor.destroy(domain)
+
+
+def test_a_handler_may_mask_events_and_iret_unmasks_them(hypervisor: Hypervisor, tmp_path: Path) -> None:
+    domain = make(hypervisor, tmp_path, kernel_code(b""))
+    domain.events_masked = False
+    hypervisor.memory.write(
+        domain.mfns[kernels.KERNEL >> 12] << 12, with_handler(UD2, shut_down(ENTRY + DATA), 6, flags=4)
+    )
+    assert hypervisor.run(domain, timeout=60).outcome is Outcome.SHUTDOWN
+    assert domain.events_masked
+    hypervisor.destroy(domain)
+
+
+@pytest.mark.parametrize("stack", [0, 0x1000, 0xFFFF828000001000])
+def test_a_trap_without_a_stack_ends_the_domain_and_nothing_else(
+    hypervisor: Hypervisor, tmp_path: Path, stack: int
+) -> None:
+    code = with_handler(immediate("rsp", stack) + UD2, b"\xf4", 6)
+    result = run(hypervisor, tmp_path, code)
+    assert result.outcome is Outcome.CRASHED
+    assert "no stack" in result.detail
+
+
+def test_an_iret_to_nowhere_is_the_domains_own_crash(hypervisor: Hypervisor, tmp_path: Path) -> None:
+    nowhere = run(hypervisor, tmp_path, kernel_code(immediate("rsp", 0x1000) + call(Hypercall.IRET)))
+    assert (nowhere.outcome, "iret without a context" in nowhere.detail) == (Outcome.CRASHED, True)
+    to_user = b"\x6a\x2b\x6a\x00\x6a\x00\x6a\x33\x6a\x00\x6a\x00\x6a\x00\x6a\x00\x6a\x00"  # nine pushes: cs 0x33
+    refused = run(hypervisor, tmp_path, kernel_code(to_user + call(Hypercall.IRET)))
+    assert "user page table" in refused.detail
 
 
 def test_multicall_answers_each_entry_in_its_place(hypervisor: Hypervisor, tmp_path: Path) -> None:
