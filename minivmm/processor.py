@@ -93,8 +93,8 @@ class Processor(threading.Thread):
     def _serve(self) -> None:
         """Runs the guest and serves its exits until a signal interrupts it. Raises EndOfRun, GuestError, HostError.
 
-        The hot path. Cost over the bare ioctl of the same loop in C: 0.3-0.4 us for a one-byte port access (benchmark
-        `exit-loop`). Locals are bound once; kvm_run is read through casts; no object is made per exit.
+        The hot path. Cost over the same loop in C: 0.3 to 1.0 us for a one-byte port access (benchmark `exit-loop`).
+        Locals are bound once; kvm_run is read through casts; no object is made per exit.
         """
         vcpu, bus, counts = self.vcpu, self._bus, self.counts
         ioctl, fd, run = fcntl.ioctl, vcpu.fd, abi.KVM_RUN

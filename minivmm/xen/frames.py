@@ -254,7 +254,7 @@ class FrameTable:
         return table.to_bytes(PAGE_SIZE, "little")
 
     def _take_leaves(self, domid: int, entries: tuple[int, ...]) -> None:
-        """One reference for each mapping of an L1. On the path of Linux's boot: 60 to 90 µs for 512 mappings
+        """One reference for each mapping of an L1. On the path of Linux's boot: about 100 µs for 512 mappings
         (tests/minivmm/xen/test_frames.py prints it)."""
         state, address, key, both = self.state, ADDRESS, KEY, BOTH
         writable = domid | PageType.WRITABLE << TYPE_SHIFT
