@@ -12,15 +12,19 @@ FRAME = 0x000F_FFFF_FFFF_F000
 _SHIFTS = (39, 30, 21, 12)
 
 
-def translate(memory: GuestMemory, root: int, address: int) -> int | None:
-    """The machine address behind a linear one, None where ring 3 may not read."""
+READABLE = Pte.PRESENT | Pte.USER
+WRITABLE = Pte.PRESENT | Pte.USER | Pte.WRITABLE
+
+
+def translate(memory: GuestMemory, root: int, address: int, needed: int = READABLE) -> int | None:
+    """The machine address behind a linear one, None where ring 3 may not: every level must have the `needed` bits."""
     table = root & FRAME
     for shift in _SHIFTS:
         try:
             entry = memory.read_u64(table + 8 * (address >> shift & 0x1FF))
         except GuestMemoryError:
             return None
-        if entry & (Pte.PRESENT | Pte.USER) != Pte.PRESENT | Pte.USER:
+        if entry & needed != needed:
             return None
         if shift == 12 or (entry & Pte.LARGE and shift < 39):
             offset = (1 << shift) - 1
