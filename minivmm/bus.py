@@ -12,6 +12,7 @@ from typing import Protocol
 
 from minivmm.errors import ConfigError
 from minivmm.kvm.abi import KVM_EXIT_IO_IN, KVM_EXIT_IO_OUT
+from minivmm.tally import Tally
 
 MMIO_GRANULE = 512  # windows are multiples of this (a virtio-mmio slot), so that finding one is a single look-up
 
@@ -57,7 +58,7 @@ class Bus:
         self._ports: dict[int, tuple[Device, int]] = {}
         self._strings: dict[int, tuple[PortDevice, int]] = {}
         self._mmio: dict[int, tuple[Device, int]] = {}
-        self.unclaimed: dict[str, int] = {}
+        self.unclaimed = Tally()
         """How often the guest touched a place nobody claims ("out 0x70"), for the first 64 such places."""
 
     def add_ports(self, first: int, count: int, device: Device) -> None:
@@ -93,9 +94,7 @@ class Bus:
             self._mmio[granule] = (device, address)
 
     def _count_unclaimed(self, what: str, where: int) -> None:
-        key = f"{what} {where:#x}"
-        if key in self.unclaimed or len(self.unclaimed) < 64:
-            self.unclaimed[key] = self.unclaimed.get(key, 0) + 1
+        self.unclaimed.count(f"{what} {where:#x}")
 
     def port_access(self, access: int, data: memoryview) -> None:
         """Any PIO exit the byte tables do not answer: wider, string, or unclaimed. `data` is kvm_run's data area."""

@@ -8,6 +8,7 @@ from typing import NamedTuple
 from minivmm.boot.xen_image import XenImage
 from minivmm.deprivileged.cpu import DeprivilegedCpu
 from minivmm.memory import PAGE_SIZE, GuestMemory
+from minivmm.tally import Tally
 from minivmm.xen import abi
 from minivmm.xen.builder import StartOfDay
 from minivmm.xen.guest_pointer import GuestPointers
@@ -47,8 +48,10 @@ class Domain:
         self.pages.root = start.registers.cr3
         self.console = bytearray()
         self.hypercalls: Counter[str] = Counter()
-        """Calls made, by name; those that are not there as "unknown N"."""
-        self.refused: Counter[str] = Counter()
+        """Calls made, by name."""
+        self.unknown_hypercalls = Tally()
+        """Calls that are not there, as "unknown N"."""
+        self.refused = Tally()
         """Why calls failed."""
         self.traps_taken: Counter[int] = Counter()
         """Exceptions bounced, by vector."""

@@ -10,6 +10,7 @@ import errno
 import struct
 from collections.abc import Callable
 
+from minivmm.layout import Layout, Record
 from minivmm.outcome import EndOfRun, Outcome
 from minivmm.xen import abi, traps
 from minivmm.xen.domain import Domain
@@ -21,6 +22,8 @@ from minivmm.xen.hypercall_abi import (
     ConsoleIo,
     Hypercall,
     Mmuext,
+    MmuextOp,
+    MmuUpdate,
     SchedOp,
     Shutdown,
     XenVersion,
@@ -50,14 +53,14 @@ def call(domain: Domain, number: int, arguments: tuple[int, ...]) -> int:
     """Carries out one hypercall; the value for RAX, negative for an error. Raises EndOfRun when it ends the domain."""
     known = TABLE.get(number)
     if known is None:
-        domain.hypercalls[f"unknown {number}"] += 1
+        domain.unknown_hypercalls.count(f"unknown {number}")
         return -errno.ENOSYS
     name, count, handler = known
     domain.hypercalls[name] += 1
     try:
         return handler(domain, *arguments[:count])
     except HypercallError as error:
-        domain.refused[f"{name}: {error.message}"] += 1
+        domain.refused.count(f"{name}: {error.message}")
         return -error.errno
 
 
@@ -124,17 +127,11 @@ hypercall(Hypercall.STACK_SWITCH, 2)(traps.stack_switch)
 def mmu_update(domain: Domain, requests: int, count: int, done: int, target: int) -> int:
     """xen.h: a list of stores to page tables, each checked. `done`, where given, gets how many succeeded."""
     _own(target)
-    records = _batch(domain, requests, count, MMU_UPDATE.size)
-    completed = 0
-    try:
-        for at in range(0, len(records), MMU_UPDATE.size):
-            request = MMU_UPDATE.unpack(records, at)
-            domain.tables.mmu_update(domain.domid, request.ptr, request.val)
-            completed += 1
-    finally:
-        if done:
-            domain.pages.write(done, struct.pack("<I", completed))
-    return 0
+
+    def store(request: MmuUpdate) -> None:
+        domain.tables.mmu_update(domain.domid, request.ptr, request.val)
+
+    return _each(domain, requests, count, MMU_UPDATE, store, done)
 
 
 @hypercall(Hypercall.UPDATE_VA_MAPPING, 3)
@@ -146,31 +143,22 @@ def update_va_mapping(domain: Domain, address: int, entry: int, flags: int) -> i
 
 @hypercall(Hypercall.MMUEXT_OP, 4)
 def mmuext_op(domain: Domain, operations: int, count: int, done: int, target: int) -> int:
-    """xen.h: a list of operations on whole page tables."""
+    """xen.h: a list of operations on whole page tables. `done` as for mmu_update."""
     _own(target)
-    records = _batch(domain, operations, count, MMUEXT_OP.size)
-    completed = 0
-    try:
-        for at in range(0, len(records), MMUEXT_OP.size):
-            _mmuext(domain, *MMUEXT_OP.unpack(records, at))
-            completed += 1
-    finally:
-        if done:
-            domain.pages.write(done, struct.pack("<I", completed))
-    return 0
+    return _each(domain, operations, count, MMUEXT_OP, lambda operation: _mmuext(domain, operation), done)
 
 
-def _mmuext(domain: Domain, cmd: int, arg1: int, arg2: int) -> None:  # noqa: ARG001  arg2: for operations to come
+def _mmuext(domain: Domain, operation: MmuextOp) -> None:
     tables, domid = domain.tables, domain.domid
-    match cmd:
+    match operation.cmd:
         case Mmuext.PIN_L1_TABLE | Mmuext.PIN_L2_TABLE | Mmuext.PIN_L3_TABLE | Mmuext.PIN_L4_TABLE:
-            tables.pin(domid, arg1, cmd - Mmuext.PIN_L1_TABLE + 1)
+            tables.pin(domid, operation.arg1, operation.cmd - Mmuext.PIN_L1_TABLE + 1)
         case Mmuext.UNPIN_TABLE:
-            tables.unpin(domid, arg1)
+            tables.unpin(domid, operation.arg1)
         case Mmuext.TLB_FLUSH_LOCAL | Mmuext.INVLPG_LOCAL | Mmuext.TLB_FLUSH_ALL | Mmuext.INVLPG_ALL:
             pass  # a changed entry never outlives the call that changed it
         case _:
-            raise HypercallError(errno.ENOSYS, f"mmuext_op {cmd} is not there")
+            raise HypercallError(errno.ENOSYS, f"mmuext_op {operation.cmd} is not there")
 
 
 @hypercall(Hypercall.MULTICALL, 2)
@@ -191,9 +179,20 @@ def _checked(count: int) -> int:
     return count
 
 
-def _batch(domain: Domain, address: int, count: int, size: int) -> bytes:
-    """A whole list, copied once."""
-    return domain.pages.read(address, _checked(count) * size)
+def _each(
+    domain: Domain, address: int, count: int, layout: Layout[Record], carry_out: Callable[[Record], None], done: int
+) -> int:
+    """A list, copied once and carried out until an entry is refused. `done` gets how many were, where it is given."""
+    records = domain.pages.read(address, _checked(count) * layout.size)
+    completed = 0
+    try:
+        for at in range(0, len(records), layout.size):
+            carry_out(layout.unpack(records, at))
+            completed += 1
+    finally:
+        if done:
+            domain.pages.write(done, struct.pack("<I", completed))
+    return 0
 
 
 def _own(target: int) -> None:

@@ -69,12 +69,10 @@ class Hypervisor:
         Raises ImageError, or ConfigError when it does not fit the machine.
         """
         domid = self._next_domid
-        mfns: list[int] = []
-        shared_info: list[int] = []
         try:
-            shared_info.append(self.frames.allocate(domid))
-            mfns.extend(self.frames.allocate(domid) for _ in range(memory // PAGE_SIZE))
-            start = build(self.memory, kernel, mfns, shared_info_mfn=shared_info[0], cmdline=cmdline, initrd=initrd)
+            shared_info = self.frames.allocate(domid)
+            mfns = [self.frames.allocate(domid) for _ in range(memory // PAGE_SIZE)]
+            start = build(self.memory, kernel, mfns, shared_info_mfn=shared_info, cmdline=cmdline, initrd=initrd)
             if start.hypercall_page_mfn is not None:
                 self.memory.write(start.hypercall_page_mfn * PAGE_SIZE, hypercall_page())
             for pfn, mfn in enumerate(mfns):
@@ -90,7 +88,7 @@ class Hypervisor:
             self._give_back(domid)
             raise
         self._next_domid += 1
-        return Domain(domid, kernel, start, self.memory, mfns, shared_info[0], self.tables)
+        return Domain(domid, kernel, start, self.memory, mfns, shared_info, self.tables)
 
     def run(self, domain: Domain, timeout: float = 60.0) -> RunResult:
         """Runs the domain from its start to its end, at most `timeout` seconds. Raises KvmError."""
@@ -113,7 +111,7 @@ class Hypervisor:
             end.code,
             bytes(domain.console),
             time.monotonic() - started,
-            dict(domain.hypercalls),
+            domain.hypercalls | domain.unknown_hypercalls,
         )
 
     def _serve(self, domain: Domain, deadline: float) -> EndOfRun:

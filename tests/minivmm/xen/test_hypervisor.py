@@ -12,6 +12,8 @@ import pytest
 from minivmm.boot.xen_image import XenElfNote, read
 from minivmm.errors import ConfigError
 from minivmm.outcome import Outcome, RunResult
+from minivmm.tally import MAX_NAMES
+from minivmm.xen import hypercalls
 from minivmm.xen.domain import Domain
 from minivmm.xen.hypercall_abi import MULTICALL_ENTRY, TRAP_INFO, Hypercall, MulticallEntry, TrapInfo
 from minivmm.xen.hypervisor import Hypervisor
@@ -124,6 +126,17 @@ def test_what_is_not_there_returns_enosys_and_is_counted(hypervisor: Hypervisor,
     result = run(hypervisor, tmp_path, kernel_code(report(63) + report(Hypercall.XEN_VERSION, 77)))
     assert results(result) == [-errno.ENOSYS, -errno.ENOSYS]
     assert result.exits["unknown 63"] == 1
+
+
+def test_names_a_domain_makes_up_cost_no_memory(hypervisor: Hypervisor, tmp_path: Path) -> None:
+    domain = make(hypervisor, tmp_path, kernel_code(b""))
+    for number in range(1000):
+        assert hypercalls.call(domain, 1000 + number, (0,) * 6) == -errno.ENOSYS
+        assert hypercalls.call(domain, Hypercall.CONSOLE_IO, (0, 1, 0x1000 * number, 0, 0, 0)) in (0, -errno.EFAULT)
+        assert hypercalls.call(domain, Hypercall.SCHED_OP, (1000 + number, 0, 0, 0, 0, 0)) == -errno.ENOSYS
+    assert len(domain.unknown_hypercalls) == len(domain.refused) == MAX_NAMES
+    assert domain.hypercalls["console_io"] == 1000
+    hypervisor.destroy(domain)
 
 
 @pytest.mark.parametrize("address", [0, 0x1000, 0xFFFF828000000000, 0x8000000000000000, (1 << 64) - 1])
