@@ -45,8 +45,7 @@ class Ring3:
         self.memory = GuestMemory(16 << 20)
         with Kvm() as kvm:
             self.vm = kvm.create_vm()
-            for slot, region in enumerate(self.memory.regions):
-                self.vm.set_memory_region(slot, *region)
+            self.vm.set_memory_regions(self.memory.regions)
             self.vcpu = self.vm.create_vcpu(0)
             self.vcpu.set_cpuid(kvm.supported_cpuid())
         self.monitor = Monitor(self.memory, MONITOR)

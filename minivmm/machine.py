@@ -24,6 +24,7 @@ from minivmm.kvm.system import Kvm
 from minivmm.memory import GuestMemory
 from minivmm.outcome import EndOfRun, Outcome, RunResult
 from minivmm.processor import Processor
+from minivmm.tail import Tail
 
 if TYPE_CHECKING:
     from minivmm.exits import Observer
@@ -68,7 +69,7 @@ class Machine:
         self._release = contextlib.ExitStack()
         self._sink = console
         self._observer = on_exit
-        self._output = bytearray()
+        self._output = Tail(CONSOLE_LIMIT)
         self._end: tuple[Processor | None, EndOfRun] | None = None
         self._end_lock = threading.Lock()
         self._ended = threading.Event()
@@ -94,14 +95,12 @@ class Machine:
         virtio: tuple[Sequence[Disk], bool, bool, str],
     ) -> None:
         """Slots, then irqchip, then vCPUs: the cheap order on every back end (docs/backends.md)."""
-        kvm = Kvm()
-        with kvm:
+        with Kvm() as kvm:
             self.vm = kvm.create_vm()
             self._release.callback(self.vm.close)
             if cpus > (most := self.vm.check_extension(Cap.MAX_VCPUS)):
                 raise ConfigError(f"{cpus} vCPUs cannot be made", cause=f"this host's KVM allows {most}")
-            for slot, region in enumerate(self.memory.regions):
-                self.vm.set_memory_region(slot, *region)
+            self.vm.set_memory_regions(self.memory.regions)
             if irqchip:
                 self.vm.set_tss_address()
                 self.vm.create_irqchip()
@@ -152,9 +151,7 @@ class Machine:
 
     def _console_output(self, data: bytes) -> None:
         """What the guest transmitted: kept (the last CONSOLE_LIMIT bytes) and handed on."""
-        self._output += data
-        if len(self._output) > 2 * CONSOLE_LIMIT:
-            del self._output[:-CONSOLE_LIMIT]
+        self._output.write(data)
         if self._sink is not None:
             self._sink(data)
 
@@ -199,7 +196,7 @@ class Machine:
             outcome=end.outcome,
             detail=end.detail,
             code=end.code,
-            console=bytes(self._output[-CONSOLE_LIMIT:]),
+            console=bytes(self._output),
             seconds=self._seconds,
             exits=self.exits,
             registers=self._registers(processor) if _wants_registers(end.outcome) else {},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from fcntl import ioctl
 from typing import Any
 
@@ -38,6 +39,11 @@ class Vm:
             abi.KVM_SET_USER_MEMORY_REGION,
             abi.kvm_userspace_memory_region(slot, flags, guest_address, size, host_address),
         )
+
+    def set_memory_regions(self, regions: Iterable[tuple[int, int, int]]) -> None:
+        """One slot for each (guest address, size, host address), from slot 0 on: GuestMemory.regions."""
+        for slot, (guest_address, size, host_address) in enumerate(regions):
+            self.set_memory_region(slot, guest_address, size, host_address)
 
     def set_tss_address(self, address: int = TSS_ADDRESS) -> None:
         """Where VMX may keep its three pages (4.41)."""

@@ -8,6 +8,7 @@ from typing import NamedTuple
 from minivmm.boot.xen_image import XenImage
 from minivmm.deprivileged.cpu import DeprivilegedCpu
 from minivmm.memory import PAGE_SIZE, GuestMemory
+from minivmm.tail import Tail
 from minivmm.tally import Tally
 from minivmm.xen import abi
 from minivmm.xen.builder import StartOfDay
@@ -46,7 +47,7 @@ class Domain:
         self._vcpu_info = shared_info_mfn * PAGE_SIZE + abi.SharedInfo.VCPU_INFO
         self.pages = GuestPointers(memory)
         self.pages.root = start.registers.cr3
-        self.console = bytearray()
+        self.console = Tail(CONSOLE_LIMIT)
         self.hypercalls: Counter[str] = Counter()
         """Calls made, by name."""
         self.unknown_hypercalls = Tally()
@@ -92,9 +93,3 @@ class Domain:
         self.in_kernel = False
         cpu.root = self.pages.root = root * PAGE_SIZE
         return True
-
-    def write_console(self, data: bytes) -> None:
-        """Output of the domain: the last CONSOLE_LIMIT bytes are kept."""
-        self.console += data
-        if len(self.console) > 2 * CONSOLE_LIMIT:
-            del self.console[:-CONSOLE_LIMIT]

@@ -93,7 +93,7 @@ def console_io(domain: Domain, cmd: int, count: int, buffer: int) -> int:
     match cmd & 0xFFFF_FFFF:
         case ConsoleIo.WRITE:
             count = min(count & 0xFFFF_FFFF, MAX_CONSOLE_WRITE)
-            domain.write_console(domain.pages.read(buffer, count))
+            domain.console.write(domain.pages.read(buffer, count))
             return 0
         case ConsoleIo.READ:
             return 0

@@ -46,8 +46,7 @@ class Hypervisor:
             with Kvm() as kvm:
                 vm = kvm.create_vm()
                 self._release.callback(vm.close)
-                for slot, region in enumerate(self.memory.regions):
-                    vm.set_memory_region(slot, *region)
+                vm.set_memory_regions(self.memory.regions)
                 vcpu = vm.create_vcpu(0)
                 self._release.callback(vcpu.close)
                 vcpu.set_cpuid(kvm.supported_cpuid())

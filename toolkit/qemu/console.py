@@ -12,6 +12,8 @@ import socket
 import threading
 from collections.abc import Callable
 
+from minivmm.tail import Tail
+
 CONSOLE_LIMIT = 1 << 20
 """Bytes of output kept for RunResult.console, the last ones."""
 
@@ -28,7 +30,7 @@ class SerialLine:
         self._on_end = on_end
         self._lock = threading.Lock()
         self._pending = bytearray()
-        self._output = bytearray()
+        self._output = Tail(CONSOLE_LIMIT)
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self.failure: BaseException | None = None
         """What the sink raised, after which output is collected but no longer handed on."""
@@ -88,8 +90,7 @@ class SerialLine:
             return False
         if not data:
             return False
-        self._output += data
-        del self._output[:-CONSOLE_LIMIT]
+        self._output.write(data)
         if self._sink is not None:
             try:
                 self._sink(data)

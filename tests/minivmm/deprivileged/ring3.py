@@ -60,8 +60,7 @@ class Ring3:
         self.memory = GuestMemory(16 << 20)
         with Kvm() as kvm:
             self.vm = kvm.create_vm()
-            for slot, region in enumerate(self.memory.regions):
-                self.vm.set_memory_region(slot, *region)
+            self.vm.set_memory_regions(self.memory.regions)
             self.vcpus = [self.vm.create_vcpu(number) for number in range(2)]
             for vcpu in self.vcpus:
                 vcpu.set_cpuid(kvm.supported_cpuid())
