@@ -20,8 +20,9 @@ if TYPE_CHECKING:
     from minivmm.machine import Machine
     from minivmm.outcome import Outcome, RunResult
     from minivmm.virtio.block import Disk
+    from minivmm.xen.machine import XenMachine
 
-__all__ = ["Boot", "Disk", "Machine", "Outcome", "RunResult", "VtkError"]
+__all__ = ["Boot", "Disk", "Machine", "Outcome", "RunResult", "VtkError", "XenMachine"]
 
 _HOMES = {
     "Boot": "minivmm.boot.loader",
@@ -30,6 +31,7 @@ _HOMES = {
     "Outcome": "minivmm.outcome",
     "RunResult": "minivmm.outcome",
     "VtkError": "minivmm.errors",
+    "XenMachine": "minivmm.xen.machine",
 }
 
 

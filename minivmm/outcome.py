@@ -66,6 +66,8 @@ class RunResult(NamedTuple):
     """KVM exits to user space by reason, over all vCPUs."""
     registers: Mapping[str, int] = _NOTHING
     """Registers of the vCPU that ended the run, where the end was not the guest's wish."""
+    dump: str = ""
+    """A few lines more for a person to see of a crash, where the machine keeps track of them."""
 
     @property
     def exit_status(self) -> int:

@@ -50,11 +50,15 @@ def payload(path: Path) -> bytes:
 
 
 def vmlinux(path: Path) -> bytes:
-    """The ELF kernel inside the bzImage at `path`: a payload not compressed, or XZ, gzip, LZ4 or Zstandard.
+    """The ELF kernel inside the bzImage at `path`. Raises ImageError."""
+    return unpack(path, payload(path))
+
+
+def unpack(path: Path, packed: bytes) -> bytes:
+    """The ELF kernel in the payload of the bzImage at `path`: not compressed, or by XZ, gzip, LZ4 or Zstandard.
 
     Raises ImageError, also for the other compressions: the bzImage itself boots in any case.
     """
-    packed = payload(path)
     try:
         if packed.startswith(ELF_MAGIC):
             return packed

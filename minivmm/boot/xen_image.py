@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from minivmm.boot import bzimage
+from minivmm.boot import bzimage, kernel_cache
 from minivmm.boot.elf import Elf, read_image
 from minivmm.errors import ImageError
 from minivmm.memory import PAGE_SIZE
@@ -109,11 +109,16 @@ class XenImage(NamedTuple):
         return end - self.paddr_offset + self.virt_base
 
 
-def read(path: str | Path) -> XenImage:
-    """The Xen kernel in an ELF file or in a bzImage. Raises ImageError for what is none, or is malformed."""
+def read(path: str | Path, cache: Path | None = None) -> XenImage:
+    """The Xen kernel in an ELF file or in a bzImage. Raises ImageError for what is none, or is malformed.
+
+    cache: the directory where kernels out of bzImages are kept for the next time (kernel_cache.py).
+    """
     path = Path(path)
     data = read_image(path)
-    return parse(Elf(path, bzimage.vmlinux(path) if bzimage.is_bzimage(data) else data))
+    if bzimage.is_bzimage(data):
+        data = bzimage.vmlinux(path) if cache is None else kernel_cache.vmlinux(path, cache)
+    return parse(Elf(path, data))
 
 
 def is_xen(elf: Elf) -> bool:

@@ -3,7 +3,7 @@
                         base of the monitor's PML4 slot
     + 0                 IDT, stub                                    supervisor, read-only
     + GATE_OFFSET       the page LSTAR points to                     ring 3 may execute it, nobody writes it
-    + CPU_OFFSET * n    vCPU n: GDT, TSS, trap stack, list of stores supervisor
+    + CPU_OFFSET * n    vCPU n: GDT, LDT, TSS, stack, list of stores supervisor
     + DIRECT_OFFSET     all machine memory, in 2 MiB pages           supervisor: for the stub to store entries
 
 Ring 3 can reach none of it but the gate. The machine pages below are the caller's to keep from its guests.
@@ -12,6 +12,7 @@ Ring 3 can reach none of it but the gate. The machine pages below are the caller
 from __future__ import annotations
 
 import struct
+from collections.abc import Collection
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
@@ -33,9 +34,11 @@ CPU_OFFSET = 0x20_0000  # times n + 1
 DIRECT_OFFSET = 256 * GIB
 MAX_CPUS = 64
 
-GDT_PAGES = 16  # 64 KiB, the largest
+GDT_PAGES = LDT_PAGES = 16  # 64 KiB, the largest
+GDT_SIZE = 14 * PAGE_SIZE  # of which a policy has these
+LDT_SIZE = LDT_PAGES * PAGE_SIZE
 TSS_PAGES = 3
-CPU_PAGES = GDT_PAGES + TSS_PAGES + 2  # and the trap stack, and the list of stores
+CPU_PAGES = GDT_PAGES + TSS_PAGES + LDT_PAGES + 2  # and the trap stack, and the list of stores
 SHARED_PAGES = 7  # PML4, PDPT, page directory, page table, IDT, stub, gate
 
 STORES_OFFSET = stub.VECTORS * stub.ENTRY_SIZE  # of the stub page
@@ -46,7 +49,7 @@ class Selector:
 
     USER32, USER_DATA, USER64 = 0x23, 0x2B, 0x33
     XEN_USER32, XEN_USER_DATA, XEN_USER64 = 0xE023, 0xE02B, 0xE033
-    MONITOR_CODE, MONITOR_DATA, TSS = 0xE040, 0xE048, 0xE050
+    MONITOR_CODE, MONITOR_DATA, TSS, LDT = 0xE040, 0xE048, 0xE050, 0xE060
 
 
 SEGMENTS: dict[int, kvm_segment] = {
@@ -56,7 +59,7 @@ SEGMENTS: dict[int, kvm_segment] = {
     Selector.MONITOR_CODE: descriptors.code64(Selector.MONITOR_CODE),
     Selector.MONITOR_DATA: descriptors.data(Selector.MONITOR_DATA),
 }
-"""Every flat segment of the GDT."""
+"""Every flat segment of a GDT that no policy has loaded."""
 
 
 class Gate(NamedTuple):
@@ -84,7 +87,8 @@ class Tss(NamedTuple):
 
 
 TSS = Layout("<4xQ16x8xQ48x8x2xH", Tss)
-IO_BITMAP_SIZE = 0x2000  # a bit a port, zero: open
+PORTS = 0x1_0000
+IO_BITMAP_SIZE = PORTS // 8  # a bit a port, zero: open
 TSS_LIMIT = TSS.size + IO_BITMAP_SIZE  # and the byte of ones that ends the bitmap
 
 
@@ -104,6 +108,8 @@ class CpuArea(NamedTuple):
 
     gdt_va: int
     gdt: int
+    ldt_va: int
+    ldt: int
     tss_va: int
     stack_va: int
     stack: int
@@ -118,12 +124,29 @@ IST1_TOP = PAGE_SIZE // 2
 class Monitor:
     """Lays the monitor out in machine pages from `base` on, `pages(memory, cpus)` of them.
 
-    Raises ConfigError when `base`, `cpus` or `slot` cannot be.
+    `open_ports` are what ring 3 may use, all of them when it is None; with `call_port` stub.CALL_PORT makes a system
+    call. Raises ConfigError when `base`, `cpus`, `slot` or a port cannot be.
     """
 
-    def __init__(self, memory: GuestMemory, base: int, *, cpus: int = 1, slot: int = DEFAULT_SLOT) -> None:
+    def __init__(
+        self,
+        memory: GuestMemory,
+        base: int,
+        *,
+        cpus: int = 1,
+        slot: int = DEFAULT_SLOT,
+        open_ports: Collection[int] | None = None,
+        call_port: bool = False,
+    ) -> None:
         if base % PAGE_SIZE or not 1 <= cpus <= MAX_CPUS or not 256 < slot < 512:
             raise ConfigError(f"no monitor at {base:#x} for {cpus} vCPUs in slot {slot}")
+        if open_ports is not None and not all(0 <= port < PORTS for port in open_ports):
+            raise ConfigError("a port to open is out of range: there are 65536")
+        self.open_ports = open_ports if open_ports is None else frozenset(open_ports)
+        self.call_port = stub.CALL_PORT if call_port else -1
+        """The port that makes a system call at ring 3; -1: none."""
+        self.pending: dict[int, dict[int, None]] = {}
+        """What each vCPU's stub has yet to store (stores.py)."""
         self.memory = memory
         self.base = base
         self.size = self.pages(memory, cpus) * PAGE_SIZE
@@ -202,15 +225,27 @@ class Monitor:
             self._map(CPU_OFFSET * (index + 1) + PAGE_SIZE * number, page, Pte.WRITABLE)
             for number, page in enumerate(pages)
         ]
-        gdt, tss, stack, stores = pages[0], pages[GDT_PAGES], pages[-2], pages[-1]
+        gdt, tss, ldt, stack, stores = 0, GDT_PAGES, GDT_PAGES + TSS_PAGES, CPU_PAGES - 2, CPU_PAGES - 1
         for selector, segment in SEGMENTS.items():
-            self.memory.write_u64(gdt + (selector & ~7), descriptors.gdt_entry(segment))
-        tss_va = places[GDT_PAGES]
+            self.memory.write_u64(pages[gdt] + (selector & ~7), descriptors.gdt_entry(segment))
+        tss_va = places[tss]
         low = descriptors.gdt_entry(descriptors.tss(Selector.TSS, tss_va & 0xFFFF_FFFF, TSS_LIMIT))
-        self.memory.write(gdt + Selector.TSS, struct.pack("<QQ", low, tss_va >> 32))
-        record = Tss(rsp0=places[-2] + STACK_TOP, ist1=places[-2] + IST1_TOP, io_map_base=TSS.size)
-        self.memory.write(tss, TSS.pack(record) + bytes(IO_BITMAP_SIZE) + b"\xff")
-        return CpuArea(places[0], gdt, tss_va, places[-2], stack, places[-1], stores)
+        self.memory.write(pages[gdt] + Selector.TSS, struct.pack("<QQ", low, tss_va >> 32))
+        record = Tss(rsp0=places[stack] + STACK_TOP, ist1=places[stack] + IST1_TOP, io_map_base=TSS.size)
+        self.memory.write(pages[tss], TSS.pack(record) + self._io_bitmap() + b"\xff")
+        return CpuArea(
+            *(places[gdt], pages[gdt], places[ldt], pages[ldt], tss_va),
+            *(places[stack], pages[stack], places[stores], pages[stores]),
+        )
+
+    def _io_bitmap(self) -> bytes:
+        if self.open_ports is None:
+            return bytes(IO_BITMAP_SIZE)
+        bitmap = bytearray(b"\xff" * IO_BITMAP_SIZE)
+        ours = {stub.SYSCALL_PORT, self.call_port} - {-1}
+        for port in self.open_ports | ours:
+            bitmap[port >> 3] &= ~(1 << (port & 7))
+        return bytes(bitmap)
 
     def _direct(self) -> None:
         leaf = Pte.PRESENT | Pte.WRITABLE | Pte.ACCESSED | Pte.DIRTY | Pte.LARGE

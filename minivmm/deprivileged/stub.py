@@ -22,6 +22,10 @@ ENTRY_SIZE = 4  # bytes of stub a vector
 STORES_PORT = 0xFE
 SYSCALL_PORT = 0xFF
 
+CALL_PORT = 0xFD
+"""Where ring 3 may make a system call without `syscall`: `lea rcx, [rip + 2]; out CALL_PORT, al`. A Monitor made with
+`call_port` opens it. Software does not come to a gate of this number at ring 0 either."""
+
 
 def trap_entry(vector: int) -> Code:
     """The handler of one IDT gate.
@@ -49,20 +53,21 @@ SYSCALL_GATE: Code = [
 ]
 
 STORES: Code = [
-    # Page-table entries stored by the guest's own ring 0, which every KVM sees at once. RSI: the list, pairs of
-    # address and value; RCX: how many pairs, at least one. DF is clear.
-    (b"\x48\xad", "again: lodsq       RAX = where to; RSI is at the value"),
-    (b"\x48\x97", "xchg rax, rdi      RDI = where to"),
-    (b"\x48\xa5", "movsq              stored; RSI is at the next pair"),
-    (b"\xe2\xf8", "loop again         RCX pairs are left"),
+    # Bytes stored as they are by the guest's own ring 0, which every KVM sees at once: it forgets what it made of the
+    # page-table entry that begins there, or of the whole page when none begins there. RSI: the list of their addresses;
+    # RCX: how many, at least one. DF is clear.
+    (b"\x48\xad", "again: lodsq       RAX = where; RSI is at the next"),
+    (b"\xf0\x80\x08\x00", "lock or byte [rax], 0   stored, and nothing lost that another CPU stores meanwhile"),
+    (b"\xe2\xf8", "loop again         RCX are left"),
+    # FLUSH_OFFSET: with no list, a run begins here.
     (b"\x0f\x20\xd8", "mov rax, cr3"),
     (b"\x0f\x22\xd8", "mov cr3, rax       no translation of before the stores is left in the TLB"),
     (b"\xe6\xfe", "out 0xfe, al       the VMM has the vCPU"),
 ]
+FLUSH_OFFSET = 8
 STORES_AND_ENTER: Code = [
     # The same on the way to ring 3. RSP: what ring 3 has in the registers used here, and the frame to enter it by.
     *STORES[:-1],
-    (b"\x5f", "pop rdi"),
     (b"\x5e", "pop rsi"),
     (b"\x59", "pop rcx"),
     (b"\x58", "pop rax            RSP is at RIP, CS, RFLAGS, RSP, SS"),

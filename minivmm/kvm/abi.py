@@ -131,6 +131,54 @@ class kvm_cpuid2_header(ctypes.Structure):
     _fields_ = [("nent", c_uint32), ("padding", c_uint32)]
 
 
+class kvm_vcpu_events(ctypes.Structure):
+    """4.31: exceptions, interrupts and NMIs on their way into the guest, named as in the kernel's nested structures."""
+
+    _fields_ = [
+        *((f"exception_{name}", c_uint8) for name in ("injected", "nr", "has_error_code", "pending")),
+        ("exception_error_code", c_uint32),
+        *((f"interrupt_{name}", c_uint8) for name in ("injected", "nr", "soft", "shadow")),
+        *((f"nmi_{name}", c_uint8) for name in ("injected", "pending", "masked", "pad")),
+        ("sipi_vector", c_uint32),
+        ("flags", c_uint32),
+        *((f"smi_{name}", c_uint8) for name in ("smm", "pending", "smm_inside_nmi", "latched_init")),
+        ("triple_fault_pending", c_uint8),
+        ("reserved", c_uint8 * 26),
+        ("exception_has_payload", c_uint8),
+        ("exception_payload", c_uint64),
+    ]
+
+
+class kvm_debugregs(ctypes.Structure):
+    """4.33: DR0 to DR3, DR6, DR7."""
+
+    _fields_ = [
+        ("db", c_uint64 * 4),
+        ("dr6", c_uint64),
+        ("dr7", c_uint64),
+        ("flags", c_uint64),
+        ("reserved", c_uint64 * 9),
+    ]
+
+
+class kvm_xsave(ctypes.Structure):
+    """4.42: x87, SSE, AVX and later state, as XSAVE lays it out (SDM 1 13.4)."""
+
+    _fields_ = [("region", c_uint32 * 1024)]
+
+
+class kvm_xcr(ctypes.Structure):
+    """4.44: one extended control register."""
+
+    _fields_ = [("xcr", c_uint32), ("reserved", c_uint32), ("value", c_uint64)]
+
+
+class kvm_xcrs(ctypes.Structure):
+    """4.44: the extended control registers, of which there is one."""
+
+    _fields_ = [("nr_xcrs", c_uint32), ("flags", c_uint32), ("xcrs", kvm_xcr * 16), ("padding", c_uint64 * 16)]
+
+
 class kvm_mp_state(ctypes.Structure):
     """4.38: whether a vCPU runs, is halted, or waits for INIT or SIPI."""
 
@@ -246,11 +294,19 @@ KVM_GET_REGS = _IOR(0x81, kvm_regs)
 KVM_SET_REGS = _IOW(0x82, kvm_regs)
 KVM_GET_SREGS = _IOR(0x83, kvm_sregs)
 KVM_SET_SREGS = _IOW(0x84, kvm_sregs)
+KVM_GET_MSRS = _IOWR(0x88, kvm_msrs_header)
 KVM_SET_MSRS = _IOW(0x89, kvm_msrs_header)
 KVM_SET_CPUID2 = _IOW(0x90, kvm_cpuid2_header)
 KVM_GET_MP_STATE = _IOR(0x98, kvm_mp_state)
 KVM_SET_MP_STATE = _IOW(0x99, kvm_mp_state)
+KVM_SET_VCPU_EVENTS = _IOW(0xA0, kvm_vcpu_events)
+KVM_GET_DEBUGREGS = _IOR(0xA1, kvm_debugregs)
+KVM_SET_DEBUGREGS = _IOW(0xA2, kvm_debugregs)
 KVM_GET_TSC_KHZ = _IO(0xA3)
+KVM_GET_XSAVE = _IOR(0xA4, kvm_xsave)
+KVM_SET_XSAVE = _IOW(0xA5, kvm_xsave)
+KVM_GET_XCRS = _IOR(0xA6, kvm_xcrs)
+KVM_SET_XCRS = _IOW(0xA7, kvm_xcrs)
 KVM_GET_STATS_FD = _IO(0xCE)
 
 IOCTL_NAMES = {

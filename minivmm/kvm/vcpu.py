@@ -106,6 +106,51 @@ class Vcpu:
         if self._call(abi.KVM_SET_MSRS, abi.kvm_msrs(1, 0, abi.kvm_msr_entry(index, 0, value))) != 1:
             raise KvmError("KVM_SET_MSRS", 0, f"vCPU {self.id} does not take {value:#x} in MSR {index:#x}")
 
+    def get_msr(self, index: int) -> int:
+        """One model-specific register (4.18). Raises KvmError when KVM does not have it."""
+        msrs = abi.kvm_msrs(1, 0, abi.kvm_msr_entry(index))
+        if self._call(abi.KVM_GET_MSRS, msrs) != 1:
+            raise KvmError("KVM_GET_MSRS", 0, f"vCPU {self.id} has no MSR {index:#x}")
+        return int(msrs.entry.data)
+
+    def tsc_khz(self) -> int:
+        """How fast the guest's TSC counts, in kHz (4.56)."""
+        return self._call(abi.KVM_GET_TSC_KHZ)
+
+    def get_xsave(self) -> abi.kvm_xsave:
+        """The x87, SSE and AVX state (4.42)."""
+        state = abi.kvm_xsave()
+        self._call(abi.KVM_GET_XSAVE, state)
+        return state
+
+    def set_xsave(self, state: abi.kvm_xsave) -> None:
+        """Sets the x87, SSE and AVX state (4.43)."""
+        self._call(abi.KVM_SET_XSAVE, state)
+
+    def get_xcr0(self) -> int:
+        """Which extended state is enabled (4.44)."""
+        registers = abi.kvm_xcrs()
+        self._call(abi.KVM_GET_XCRS, registers)
+        return int(registers.xcrs[0].value)
+
+    def set_xcr0(self, value: int) -> None:
+        """Which extended state is enabled (4.45). Raises KvmError for what the vCPU's CPUID does not offer."""
+        self._call(abi.KVM_SET_XCRS, abi.kvm_xcrs(1, 0, (abi.kvm_xcr(0, 0, value),)))
+
+    def clear_events(self) -> None:
+        """Nothing is on its way into the guest any more: no exception, interrupt or NMI (4.32)."""
+        self._call(abi.KVM_SET_VCPU_EVENTS, abi.kvm_vcpu_events())
+
+    def get_debug_registers(self) -> abi.kvm_debugregs:
+        """DR0 to DR3, DR6, DR7 (4.33)."""
+        registers = abi.kvm_debugregs()
+        self._call(abi.KVM_GET_DEBUGREGS, registers)
+        return registers
+
+    def set_debug_registers(self, registers: abi.kvm_debugregs) -> None:
+        """Sets DR0 to DR3, DR6, DR7 (4.34)."""
+        self._call(abi.KVM_SET_DEBUGREGS, registers)
+
     def set_cpuid(self, leaves: abi.kvm_cpuid2) -> None:
         """What the guest's CPUID answers (4.46)."""
         self._call(abi.KVM_SET_CPUID2, leaves)

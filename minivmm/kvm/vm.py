@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import mmap
 from collections.abc import Iterable
+from ctypes import addressof, c_char
 from fcntl import ioctl
 from typing import Any
 
@@ -13,6 +15,9 @@ from minivmm.kvm.vcpu import Vcpu
 
 # Three pages in the hole below 4 GiB that VMX without unrestricted guest mode wants for itself (4.41).
 TSS_ADDRESS = 0xFFFBD000
+
+# The page below those, for a slot that is there for a moment (forget_translations).
+SPARE_ADDRESS = TSS_ADDRESS - mmap.PAGESIZE
 
 GSIS = 24  # lines of the IOAPIC
 _LEVELS = {(gsi, level): bytes(abi.kvm_irq_level(gsi, level)) for gsi in range(GSIS) for level in (False, True)}
@@ -25,6 +30,7 @@ class Vm:
     def __init__(self, fd: int, run_size: int) -> None:
         self.fd = fd
         self._run_size = run_size
+        self._spare_page: mmap.mmap | None = None
 
     def _call(self, request: int, argument: Any = 0) -> int:
         return call(self.fd, request, argument, subject="the VM")
@@ -44,6 +50,16 @@ class Vm:
         """One slot for each (guest address, size, host address), from slot 0 on: GuestMemory.regions."""
         for slot, (guest_address, size, host_address) in enumerate(regions):
             self.set_memory_region(slot, guest_address, size, host_address)
+
+    def forget_translations(self) -> None:
+        """Has every vCPU, running or not, drop what KVM made of any page table: a slot is added and deleted (rule 8 of
+        docs/backends.md). For pages whose tables the VMM wrote behind KVM's back. One thread at a time."""
+        if self._spare_page is None:
+            self._spare_page = mmap.mmap(-1, mmap.PAGESIZE)
+        slot = self.check_extension(abi.Cap.NR_MEMSLOTS) - 1
+        host_address = addressof(c_char.from_buffer(self._spare_page))
+        self.set_memory_region(slot, SPARE_ADDRESS, mmap.PAGESIZE, host_address)
+        self.set_memory_region(slot, SPARE_ADDRESS, 0, host_address)
 
     def set_tss_address(self, address: int = TSS_ADDRESS) -> None:
         """Where VMX may keep its three pages (4.41)."""

@@ -8,6 +8,7 @@ CODE_ACCESSED = 0xB  # execute/read, accessed
 DATA_ACCESSED = 0x3  # read/write, accessed
 TSS_AVAILABLE = 0x9  # 64-bit (or 32-bit) TSS
 TSS_BUSY = 0xB  # 64-bit (or 32-bit) TSS, busy
+LDT = 0x2
 FLAT_LIMIT = 0xFFFFFFFF
 
 
@@ -49,3 +50,22 @@ def gdt_entry(segment: kvm_segment) -> int:
         | (segment.base >> 24 & 0xFF) << 56
     )
     return entry
+
+
+def segment(selector: int, descriptor: int) -> kvm_segment:
+    """What a segment register holds once `selector`, which names `descriptor`, is loaded: the inverse of gdt_entry."""
+    granular = descriptor >> 55 & 1
+    limit = descriptor & 0xFFFF | descriptor >> 32 & 0xF_0000
+    return kvm_segment(
+        base=descriptor >> 16 & 0xFF_FFFF | descriptor >> 32 & 0xFF00_0000,
+        limit=limit << 12 | 0xFFF if granular else limit,
+        selector=selector,
+        type=descriptor >> 40 & 0xF,
+        s=descriptor >> 44 & 1,
+        dpl=descriptor >> 45 & 3,
+        present=descriptor >> 47 & 1,
+        avl=descriptor >> 52 & 1,
+        l=descriptor >> 53 & 1,
+        db=descriptor >> 54 & 1,
+        g=granular,
+    )

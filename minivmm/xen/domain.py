@@ -2,52 +2,49 @@
 
 from __future__ import annotations
 
+import threading
+import uuid
 from collections import Counter
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from minivmm.boot.xen_image import XenImage
-from minivmm.deprivileged.cpu import DeprivilegedCpu
-from minivmm.memory import PAGE_SIZE, GuestMemory
+from minivmm.outcome import EndOfRun
 from minivmm.tail import Tail
 from minivmm.tally import Tally
-from minivmm.xen import abi
 from minivmm.xen.builder import StartOfDay
-from minivmm.xen.guest_pointer import GuestPointers
-from minivmm.xen.page_tables import PageTables
+from minivmm.xen.console import ConsoleRing
+from minivmm.xen.store_ring import StoreConnection
+
+if TYPE_CHECKING:
+    from minivmm.xen.pit import Ports
+    from minivmm.xen.vcpu import VirtualCpu
 
 CONSOLE_LIMIT = 1 << 20  # bytes of console output kept
 
 
-class TrapHandler(NamedTuple):
-    """Where an exception of the domain goes."""
-
-    address: int
-    masks_events: bool
-
-
 class Domain:
-    """A domain and its bookkeeping. `pages` reaches its memory by virtual address, `tables` its page tables."""
+    """A domain and its bookkeeping. `shared_info` is a machine address."""
 
-    def __init__(
-        self,
-        domid: int,
-        kernel: XenImage,
-        start: StartOfDay,
-        memory: GuestMemory,
-        mfns: list[int],
-        shared_info_mfn: int,
-        tables: PageTables,
-    ) -> None:
+    def __init__(self, domid: int, name: str, kernel: XenImage, shared_info: int, max_pages: int) -> None:
         self.domid = domid
+        self.name = name
         self.kernel = kernel
-        self.start = start
-        self.mfns = mfns
-        self.tables = tables
-        self._memory = memory
-        self._vcpu_info = shared_info_mfn * PAGE_SIZE + abi.SharedInfo.VCPU_INFO
-        self.pages = GuestPointers(memory)
-        self.pages.root = start.registers.cr3
-        self.console = Tail(CONSOLE_LIMIT)
+        self.shared_info = shared_info
+        self.max_pages = max_pages
+        self.mfns: list[int] = []
+        """The frames it began with, by pfn."""
+        self.held_mfns: list[int] = []
+        """Frames the hypervisor writes to for as long as the domain lives: writable ones they stay."""
+        self.start: StartOfDay
+        self.vcpus: list[VirtualCpu] = []
+        self.ports: Ports
+        self.console_ring: ConsoleRing
+        self.store_connection: StoreConnection
+        self.console_port = self.store_port = 0
+
+        self.output = Tail(CONSOLE_LIMIT)
+        self.sink: Callable[[bytes], None] | None = None
         self.hypercalls: Counter[str] = Counter()
         """Calls made, by name."""
         self.unknown_hypercalls = Tally()
@@ -55,41 +52,39 @@ class Domain:
         self.refused = Tally()
         """Why calls failed."""
         self.traps_taken: Counter[int] = Counter()
-        """Exceptions bounced, by vector."""
-        self.traps: dict[int, TrapHandler] = {}
-        """Handlers by vector (set_trap_table)."""
-        self.kernel_stack = 0
-        self.in_kernel = True
-        """Whether its kernel or its user code is on the CPU: both run at ring 3."""
+        """Exceptions of the domain, by vector, whoever answered them."""
+        self.exits: Counter[str] = Counter()
+        """Why it left ring 3, by name."""
+        self.vm_assist: set[int] = set()
+        """VmAssistType, enabled."""
+        self.polling = 0
+        """How many of its vCPUs sleep on ports."""
+        self.paused = False
+        self.end: EndOfRun | None = None
+        self.dump = ""
+        """What a person wants to see of its crash (crash.py)."""
+        self.registers: dict[str, int] = {}
+        self.started = self.stopped = 0
+        """System time, ns."""
+        self.threads: list[threading.Thread] = []
+        self.handle = uuid.uuid4().bytes
+        """XENVER_guest_handle."""
 
-    @property
-    def events_masked(self) -> bool:
-        """evtchn_upcall_mask of its vCPU: what IF is on a bare machine, inverted."""
-        return bool(self._memory.read(self._vcpu_info + abi.VcpuInfo.EVTCHN_UPCALL_MASK, 1)[0])
+    def write_output(self, data: bytes) -> None:
+        """What it says on its console."""
+        self.output.write(data)
+        if self.sink is not None:
+            self.sink(data)
 
-    @events_masked.setter
-    def events_masked(self, masked: bool) -> None:
-        self._memory.write(self._vcpu_info + abi.VcpuInfo.EVTCHN_UPCALL_MASK, bytes((masked,)))
+    def finish(self, end: EndOfRun) -> None:
+        """Ends it, unless it has ended already: every vCPU stops soon."""
+        if self.end is None:
+            # A new one: a raised one's traceback holds frames, and with them the view of a vCPU's registers.
+            self.end = EndOfRun(end.outcome, end.detail, end.code)
+        for vcpu in self.vcpus:
+            vcpu.wake()
 
-    @property
-    def fault_address(self) -> int:
-        """vcpu_info.arch.cr2: the domain cannot read CR2 itself."""
-        return self._memory.read_u64(self._vcpu_info + abi.VcpuInfo.ARCH)
-
-    @fault_address.setter
-    def fault_address(self, address: int) -> None:
-        self._memory.write_u64(self._vcpu_info + abi.VcpuInfo.ARCH, address)
-
-    def enter_kernel(self, cpu: DeprivilegedCpu) -> None:
-        """From here on the domain's kernel runs, on its own page tables."""
-        self.in_kernel = True
-        cpu.root = self.pages.root = self.tables.kernel_roots[self.domid, 0] * PAGE_SIZE
-
-    def enter_user(self, cpu: DeprivilegedCpu) -> bool:
-        """From here on its user code runs. False when the kernel has given it no page tables."""
-        root = self.tables.user_roots.get((self.domid, 0))
-        if root is None:
-            return False
-        self.in_kernel = False
-        cpu.root = self.pages.root = root * PAGE_SIZE
-        return True
+    def statistics(self) -> dict[str, int]:
+        """Hypercalls by name, and what else took it out of ring 3."""
+        counts = dict(self.hypercalls) | dict(self.unknown_hypercalls)
+        return counts | {f"trap {vector}": count for vector, count in self.traps_taken.items()} | dict(self.exits)

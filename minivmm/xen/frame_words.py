@@ -24,15 +24,16 @@ class PageType:
 NAMES = ("none", "L1", "L2", "L3", "L4", "descriptors", "writable")
 
 
-# bits 63.. | 59..20     | 19        | 18     | 17..15 | 14..0
-# references  type count   allocated   pinned   type     owner
+# bits 60.. | 59..21     | 20     | 19        | 18     | 17..15 | 14..0
+# references  type count   shared   allocated   pinned   type     owner
 OWNER = (1 << 15) - 1
 TYPE_SHIFT = 15
 TYPE = 7 << TYPE_SHIFT
 PINNED = 1 << 18  # one reference and one type count belong to the pin
 ALLOCATED = 1 << 19  # one reference belongs to the allocation
-TYPE_ONE = 1 << 20
-TYPE_COUNT = (1 << 40) - 1 << 20
+SHARED = 1 << 20  # the hypervisor's own, for its domain to see: writable for ever, in no reservation
+TYPE_ONE = 1 << 21
+TYPE_COUNT = (1 << 39) - 1 << 21
 REF_SHIFT = 60
 REF_ONE = 1 << REF_SHIFT
 BOTH = REF_ONE + TYPE_ONE

@@ -37,6 +37,8 @@ from minivmm.xen.frame_words import (
     OWNER,
     PAGE_SHIFT,
     REF_ONE,
+    REF_SHIFT,
+    SHARED,
     TYPE,
     TYPE_COUNT,
     TYPE_ONE,
@@ -50,10 +52,6 @@ _TABLE = struct.Struct(f"<{ENTRIES}Q")
 _ZEROES = bytes(PAGE_SIZE)
 
 
-def _no_foreign(_domid: int, _mfn: int, _writable: bool) -> bool:
-    return False
-
-
 def _nothing(_mfn: int) -> None:
     return None
 
@@ -61,8 +59,7 @@ def _nothing(_mfn: int) -> None:
 class FrameTable:
     """The machine frames `frames` of `memory`. The machine-to-physical table is kept in the last few of them.
 
-    Four things are the caller's, handed down here and replaceable later as attributes:
-    - `foreign(domid, mfn, writable)`: may this domain map that frame of another domain (a grant)?
+    Three things are the caller's, handed down here and replaceable later as attributes:
     - `install_hypervisor_slots(l4_mfn)`: fills slots 256 to 271 of a table that is about to become an L4.
     - `store_entry(machine_address, old, new)`: writes an entry of a table in use, so that no CPU uses `old` when a
       guest runs next (a software back end needs more than a store). `old` may lack accessed and dirty bits set since.
@@ -85,7 +82,10 @@ class FrameTable:
             self.state[mfn] = Domid.INVALID
         self._free = pool[-m2p_frames - 1 :: -1]  # a stack, lowest frame on top
         self.held: Counter[tuple[int, int]] = Counter()  # (mfn, type or NONE): references taken through get_*
-        self.foreign: Callable[[int, int, bool], bool] = _no_foreign
+        self.pages: Counter[int] = Counter()
+        """Frames by owner: Xen's tot_pages. Given-back ones count until they are free, shared ones never."""
+        self.max_pages: dict[int, int] = {}
+        """How many a domain may own, where somebody said so. Whoever gives it a frame heeds it."""
         self.install_hypervisor_slots: Callable[[int], None] = _nothing
         self.store_entry: Callable[[int, int, int], None] = self._store
         self.forget: Callable[[int], None] = _nothing
@@ -112,16 +112,78 @@ class FrameTable:
         if not self._free:
             raise HypercallError(errno.ENOMEM, "no free machine frame")
         mfn = self._free.pop()
-        self.state[mfn] = domid | ALLOCATED | REF_ONE
+        self.give(domid, mfn)
         return mfn
+
+    def allocate_runs(self, domid: int, count: int, order: int, end: int) -> list[int]:
+        """Up to `count` runs of 2**order zeroed frames for `domid`, aligned to their size and below mfn `end`. Returns
+        the first frame of each, fewer than asked for when there are no more. One pass over the table for all of them.
+        """
+        size = 1 << order
+        nobody = [Domid.INVALID] * size
+        runs: list[int] = []
+        for mfn in range(0, min(end, len(self.state)) - size + 1, size):
+            if len(runs) == count:
+                break
+            if self.state[mfn : mfn + size] == nobody:
+                runs.append(mfn)
+                for each in range(mfn, mfn + size):
+                    self.give(domid, each)
+        self._free = [mfn for mfn in self._free if self.state[mfn] == Domid.INVALID]
+        return runs
 
     def free(self, domid: int, mfn: int) -> None:
         """Takes the frame from its domain. It is nobody's once the last mapping, pin or use of it is gone."""
         word = self.owned(domid, mfn)
-        if not word & ALLOCATED:
-            raise HypercallError(errno.EINVAL, f"mfn {mfn:#x} is already given back")
+        if not word & ALLOCATED or word & SHARED:
+            raise HypercallError(errno.EINVAL, f"mfn {mfn:#x} is not the domain's to give back, or already given back")
         self.state[mfn] = word & ~ALLOCATED
         self._drop(mfn)
+
+    def allocate_shared(self, domid: int) -> int:
+        """A zeroed frame that stays the hypervisor's and that `domid` may map writable: shared_info, a grant table.
+
+        It is held as writable memory until free_shared, so it can never become a page table; it is in no reservation
+        and nothing the domain does gives it back.
+        """
+        mfn = self.allocate(domid)
+        self.pages[domid] -= 1
+        self.state[mfn] |= SHARED
+        self.get_page_type(domid, mfn, PageType.WRITABLE)
+        return mfn
+
+    def free_shared(self, domid: int, mfn: int) -> None:
+        """Gives back what allocate_shared gave. It is nobody's once the last mapping of it is gone."""
+        word = self.owned(domid, mfn)
+        if not word & SHARED or not word & ALLOCATED:
+            raise HypercallError(errno.EINVAL, f"mfn {mfn:#x} is not shared with domain {domid}")
+        self.put_page_type(mfn, PageType.WRITABLE)
+        self.state[mfn] &= ~ALLOCATED
+        self._drop(mfn)
+
+    def steal(self, domid: int, mfn: int) -> None:
+        """Takes a frame that nobody uses away from its domain, contents and all: `give` and `discard` say whose it is.
+
+        Raises HypercallError(EINVAL) for one in use, for a shared one, for another's.
+        """
+        word = self.owned(domid, mfn)
+        if word >> REF_SHIFT != 1 or not word & ALLOCATED or word & SHARED:
+            raise HypercallError(errno.EINVAL, f"mfn {mfn:#x} is in use: it cannot leave domain {domid}")
+        self.forget(mfn)
+        self.state[mfn] = Domid.XEN
+        self.pages[domid] -= 1
+
+    def give(self, domid: int, mfn: int) -> None:
+        """Makes a stolen frame, or one nobody owns, the domain's. The caller has checked both."""
+        self.state[mfn] = domid | ALLOCATED | REF_ONE
+        self.pages[domid] += 1
+
+    def discard(self, mfn: int) -> None:
+        """Makes a frame without references nobody's, and empty, so that no secret reaches the next owner."""
+        self.memory.write(mfn << PAGE_SHIFT, _ZEROES)
+        self.set_machphys(mfn, INVALID_M2P_ENTRY)
+        self.state[mfn] = Domid.INVALID
+        self._free.append(mfn)
 
     def owned(self, domid: int, mfn: int) -> int:
         """The word of a frame of `domid`. Raises HypercallError(EINVAL) when there is none, or it is another's."""
@@ -144,12 +206,12 @@ class FrameTable:
             self._release(mfn)
 
     def _release(self, mfn: int) -> None:
-        """Nobody refers to the frame any more: nobody's, and empty, so that no secret reaches the next owner."""
+        """Nobody refers to the frame any more."""
         self.forget(mfn)
-        self.memory.write(mfn << PAGE_SHIFT, _ZEROES)
-        self.set_machphys(mfn, INVALID_M2P_ENTRY)
-        self.state[mfn] = Domid.INVALID
-        self._free.append(mfn)
+        word = self.state[mfn]
+        if not word & SHARED:
+            self.pages[word & OWNER] -= 1
+        self.discard(mfn)
 
     def set_machphys(self, mfn: int, pfn: int) -> None:
         """The machine-to-physical table's entry for a frame the caller has checked."""
@@ -281,15 +343,14 @@ class FrameTable:
     def take_leaf(self, domid: int, entry: int) -> None:
         """The references of one present L1 entry in a table of `domid`.
 
-        Raises HypercallError: EPERM for a frame that is not the domain's, EBUSY for a writable page table.
+        Raises HypercallError: EPERM for a frame that is not the domain's, EBUSY for a writable page table. `domid` is
+        whose frame it has to be: the table's owner's, unless a grant lets it map another's.
         """
         mfn = (entry & ADDRESS) >> PAGE_SHIFT
-        writable = bool(entry & Pte.WRITABLE)
-        owner = self.state[mfn] & OWNER if mfn < len(self.state) else Domid.XEN
-        if owner != domid and (owner >= Domid.FIRST_RESERVED or not self.foreign(domid, mfn, writable)):
-            raise HypercallError(errno.EPERM, f"domain {domid} may not map mfn {mfn:#x}")
-        if writable:
-            self.take(owner, mfn, PageType.WRITABLE)
+        if mfn >= len(self.state) or self.state[mfn] & OWNER != domid:
+            raise HypercallError(errno.EPERM, f"mfn {mfn:#x} is not domain {domid}'s to map")
+        if entry & Pte.WRITABLE:
+            self.take(domid, mfn, PageType.WRITABLE)
         else:
             self.state[mfn] += REF_ONE
 

@@ -65,6 +65,9 @@ class GntMap:
     CONTAINS_PTE = 1 << 4
 
 
+GUEST_AVAIL0 = 16  # _GNTMAP_guest_avail0: the first of the flags that go into the entry's available bits
+
+
 class GntCopy:
     """GNTCOPY_*: which ends of a copy are grant references."""
 

@@ -35,6 +35,9 @@ class Frames(Protocol):
     References outlive their domain: a frame of a dead one is free when its last reference is put.
     """
 
+    vcpu: int
+    """Whose page tables the virtual addresses of map_grant and unmap_grant mean: a vCPU of their `domid`."""
+
     def get_page(self, domid: int, mfn: int) -> None:
         """A reference to a frame, which must be the domain's."""
 

@@ -72,9 +72,10 @@ class Grants:
 
     # The hypercall
 
-    def grant_table_op(self, caller: int, cmd: int, elements: bytes) -> bytes:
+    def grant_table_op(self, caller: int, cmd: int, elements: bytes, vcpu: int = 0) -> bytes:
         """grant_table_op on a copy of the guest's array. Returns what the guest gets back in its place. Raises
-        HypercallError."""
+        HypercallError. `vcpu` is the caller's: it is its page tables that a virtual address to map at means."""
+        self._frames.vcpu = vcpu
         layout, operation, many = self._operation(cmd)
         if len(elements) % layout.size or (not many and len(elements) != layout.size):
             raise HypercallError(EINVAL, f"grant_table_op {cmd} with {len(elements)} bytes")
@@ -92,6 +93,10 @@ class Grants:
     def element_size(self, cmd: int) -> int:
         """Bytes an element of operation `cmd`. Raises HypercallError ENOSYS."""
         return self._operation(cmd)[0].size
+
+    def takes_many(self, cmd: int) -> bool:
+        """Whether operation `cmd` takes an array. Raises HypercallError ENOSYS."""
+        return self._operation(cmd)[2]
 
     def _operation(self, cmd: int) -> tuple[Layout[Any], Callable[[int, Any], Any], bool]:
         if cmd not in self.operations:

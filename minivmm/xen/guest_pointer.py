@@ -23,6 +23,14 @@ class GuestPointers:
         self.root = 0
         """Machine address of the PML4 in use."""
 
+    def translate(self, address: int) -> int | None:
+        """The machine address behind `address`; None where the domain may not read."""
+        return walk.translate(self.memory, self.root, address)
+
+    def read_some(self, address: int, length: int) -> bytes:
+        """Up to `length` bytes: fewer where the domain may not read on."""
+        return walk.read(self.memory, self.root, address, length)
+
     def _translate(self, address: int, needed: int) -> int:
         """The machine address behind `address`, every level of whose mapping has the `needed` bits."""
         if (address + (1 << 47)) & (1 << 64) - 1 < 1 << 48:  # canonical

@@ -1,160 +1,354 @@
-"""The hypervisor: one KVM VM is the physical machine, domains run on its CPU at ring 3.
+"""The hypervisor: one KVM VM is the physical machine, domains run on its CPUs at ring 3.
 
     memory   frames 1 .. monitor     domains' frames, and the machine-to-physical table (frames.py)
+             a few                   the tables that map that table read-only in every address space
              the rest                the monitor: descriptor tables, the ring-0 stub (minivmm/deprivileged)
 
-A first slice: one vCPU, domains one after the other, the hypercalls of hypercalls.py, traps bounced to its kernel.
+A vCPU of a domain has a CPU of the machine for itself, and a thread that runs it; the host's scheduler does the rest.
 """
 
 from __future__ import annotations
 
 import contextlib
 import threading
-import time
+from collections.abc import Callable
+from itertools import chain
 from typing import Any
 
 from minivmm.boot.xen_image import XenImage
 from minivmm.deprivileged.cpu import DeprivilegedCpu
-from minivmm.deprivileged.events import Interrupted, Stopped, SystemCall, Trap
 from minivmm.deprivileged.monitor import Monitor
 from minivmm.errors import ConfigError
+from minivmm.kvm.abi import kvm_cpuid2
 from minivmm.kvm.system import Kvm
-from minivmm.memory import PAGE_SIZE, GuestMemory
+from minivmm.memory import HOLE_END, PAGE_SIZE, GuestMemory
 from minivmm.outcome import EndOfRun, Outcome, RunResult
-from minivmm.xen import hypercalls, traps
+from minivmm.x86.paging import Pte
+from minivmm.xen import store_domains
+from minivmm.xen.abi import XEN_LEGACY_MAX_VCPUS
 from minivmm.xen.builder import build
+from minivmm.xen.clock import NANOSECONDS, Clock
+from minivmm.xen.console import ConsoleRing
+from minivmm.xen.core import Core
+from minivmm.xen.cpuid import CpuidPolicy
 from minivmm.xen.domain import Domain
 from minivmm.xen.errors import HypercallError
-from minivmm.xen.frames import FrameTable
-from minivmm.xen.hypercall_abi import Hypercall
-from minivmm.xen.page_tables import PageTables
+from minivmm.xen.event_abi import Virq
+from minivmm.xen.frame_words import PageType
+from minivmm.xen.hypercall_page import hypercall_page
+from minivmm.xen.pit import Ports
+from minivmm.xen.processor import live
+from minivmm.xen.store_ring import StoreConnection
+from minivmm.xen.vcpu import VirtualCpu
 
-HYPERCALL_ENTRY_SIZE = 32  # bytes of the hypercall page a number has
-HYPERCALL_ENTRIES = PAGE_SIZE // HYPERCALL_ENTRY_SIZE
-_WORD = (1 << 64) - 1
+# Where the machine-to-physical table is mapped: Xen's own place, slot 256, cannot be mapped for native code on a
+# software back end (docs/backends.md). A kernel asks (XENMEM_machphys_mapping).
+M2P_SLOT = 257
+M2P_VIRT = -1 << 48 & (1 << 64) - 1 | M2P_SLOT << 39
+_LINK = Pte.PRESENT | Pte.WRITABLE | Pte.USER | Pte.ACCESSED
+_READ_ONLY = Pte.PRESENT | Pte.USER | Pte.ACCESSED
 
 
 class Hypervisor:
-    """A machine of `memory` bytes for domains. A context manager. Raises HostError, ConfigError."""
+    """A machine of `memory` bytes and `cpus` CPUs for domains. `audit` counts every frame's uses again after so many
+    hypercalls (0: never), and ends a domain whose counts are wrong. A context manager. Raises HostError, ConfigError.
+    """
 
-    def __init__(self, memory: int = 64 << 20) -> None:
+    def __init__(self, memory: int = 64 << 20, *, cpus: int = 1, audit: int = 0) -> None:
         self._release = contextlib.ExitStack()
+        self.audit = audit
         with contextlib.ExitStack() as undo:
             undo.callback(self._release.close)
             self.memory = GuestMemory(memory)
             self._release.callback(self.memory.close)
+            base = self.memory.low_size - Monitor.pages(self.memory, cpus) * PAGE_SIZE
+            m2p_tables = 2 + -(-(memory // PAGE_SIZE * 8) // (512 * PAGE_SIZE))
+            self._m2p_tables = base - m2p_tables * PAGE_SIZE
+            if self._m2p_tables < PAGE_SIZE:
+                raise ConfigError(f"{memory >> 20} MiB are too few for a machine of domains", remedy="--mem 64M")
+            self.monitor = Monitor(self.memory, base, cpus=cpus, open_ports=())
             with Kvm() as kvm:
-                vm = kvm.create_vm()
-                self._release.callback(vm.close)
-                vm.set_memory_regions(self.memory.regions)
-                vcpu = vm.create_vcpu(0)
-                self._release.callback(vcpu.close)
-                vcpu.set_cpuid(kvm.supported_cpuid())
-            base = self.memory.low_size - Monitor.pages(self.memory) * PAGE_SIZE
-            self.monitor = Monitor(self.memory, base)
-            self.cpu = DeprivilegedCpu(vcpu, self.monitor)
-            self._release.callback(self.cpu.close)
-            self.frames = FrameTable(self.memory, range(1, base // PAGE_SIZE))
-            self.frames.install_hypervisor_slots = lambda mfn: self.monitor.install(mfn * PAGE_SIZE)
-            self.frames.store_entry = self.cpu.store_entry
-            self.frames.forget = lambda _mfn: self.cpu.flush()
-            self.tables = PageTables(self.frames)
+                self._start_machine(kvm, cpus)
+            clock = Clock(self.free_cpus[0].vcpu.tsc_khz())
+            high = range(HOLE_END // PAGE_SIZE, (HOLE_END + self.memory.high_size) // PAGE_SIZE)
+            frames = chain(range(1, self._m2p_tables // PAGE_SIZE), high)
+            self.core = Core(self.memory, frames, clock, M2P_VIRT, lambda: CpuidPolicy(self._leaves))
+            self._release.callback(self.core.close)
+            self.core.frames.install_hypervisor_slots = self._install
+            self._m2p_entry = self._map_m2p()
             self._next_domid = 1
             undo.pop_all()
 
-    def create_domain(self, kernel: XenImage, memory: int, *, cmdline: bytes = b"", initrd: bytes = b"") -> Domain:
-        """A domain of `memory` bytes that boots `kernel`, its page tables checked and pinned.
+    def _start_machine(self, kvm: Kvm, cpus: int) -> None:
+        self.vm = kvm.create_vm()
+        self._release.callback(self.vm.close)
+        self.vm.set_memory_regions(self.memory.regions)
+        self._leaves: kvm_cpuid2 = kvm.supported_cpuid()
+        self.free_cpus: list[DeprivilegedCpu] = []
+        for index in range(cpus):
+            vcpu = self.vm.create_vcpu(index)
+            self._release.callback(vcpu.close)
+            vcpu.set_cpuid(self._leaves)
+            cpu = DeprivilegedCpu(vcpu, self.monitor, index)
+            self._release.callback(cpu.close)
+            self.free_cpus.append(cpu)
+
+    def _map_m2p(self) -> int:
+        """Fills the tables that map the machine-to-physical table. Returns the PML4 entry."""
+        memory, top = self.memory, self._m2p_tables
+        directory, first = top + PAGE_SIZE, top + 2 * PAGE_SIZE
+        memory.write(top, bytes(self.monitor.base - top))
+        memory.write_u64(top, directory | _LINK)
+        for index, mfn in enumerate(self.core.frames.m2p_mfns):
+            table = first + index // 512 * PAGE_SIZE
+            memory.write_u64(directory + index // 512 * 8, table | _LINK)
+            memory.write_u64(table + index % 512 * 8, mfn * PAGE_SIZE | _READ_ONLY)
+        return top | _LINK
+
+    def _install(self, mfn: int) -> None:
+        """A frame becomes an L4: the hypervisor's slots."""
+        self.monitor.install(mfn * PAGE_SIZE)
+        self.memory.write_u64(mfn * PAGE_SIZE + 8 * M2P_SLOT, self._m2p_entry)
+
+    # -- a domain's life
+
+    def create_domain(
+        self,
+        kernel: XenImage,
+        memory: int,
+        *,
+        vcpus: int = 1,
+        cmdline: bytes = b"",
+        initrd: bytes = b"",
+        name: str = "",
+        console: Callable[[bytes], None] | None = None,
+    ) -> Domain:
+        """A domain of `memory` bytes that boots `kernel`, its page tables checked and pinned. `console` gets what it
+        says, on a vCPU's thread.
 
         Raises ImageError, or ConfigError when it does not fit the machine.
         """
-        domid = self._next_domid
-        try:
-            shared_info = self.frames.allocate(domid)
-            mfns = [self.frames.allocate(domid) for _ in range(memory // PAGE_SIZE)]
-            start = build(self.memory, kernel, mfns, shared_info_mfn=shared_info, cmdline=cmdline, initrd=initrd)
-            if start.hypercall_page_mfn is not None:
-                self.memory.write(start.hypercall_page_mfn * PAGE_SIZE, hypercall_page())
-            for pfn, mfn in enumerate(mfns):
-                self.frames.set_machphys(mfn, pfn)
-            self.tables.pin(domid, start.page_tables[0].mfn, start.page_tables[0].level)
-            self.tables.new_baseptr(domid, start.page_tables[0].mfn)
-        except HypercallError as error:
-            self._give_back(domid)
+        if not 1 <= vcpus <= min(len(self.free_cpus), XEN_LEGACY_MAX_VCPUS):
             raise ConfigError(
-                f"a domain of {memory >> 20} MiB cannot be made", cause=error.message, remedy="a larger machine"
-            ) from error
-        except BaseException:
-            self._give_back(domid)
-            raise
-        self._next_domid += 1
-        return Domain(domid, kernel, start, self.memory, mfns, shared_info, self.tables)
+                f"a domain with {vcpus} vCPUs cannot be made",
+                cause=f"the machine has {len(self.free_cpus)} CPUs left",
+                remedy="a machine with more CPUs",
+            )
+        with self.core.lock:
+            domid = self._next_domid
+            self._next_domid += 1
+            try:
+                return self._build(domid, kernel, memory // PAGE_SIZE, vcpus, cmdline, initrd, name, console)
+            except HypercallError as error:
+                self._take_back(domid)
+                raise ConfigError(
+                    f"a domain of {memory >> 20} MiB cannot be made", cause=error.message, remedy="a larger machine"
+                ) from error
+            except BaseException:
+                self._take_back(domid)
+                raise
 
-    def run(self, domain: Domain, timeout: float = 60.0) -> RunResult:
-        """Runs the domain from its start to its end, at most `timeout` seconds. Raises KvmError."""
-        cpu, registers = self.cpu, domain.start.registers
+    def _build(
+        self,
+        domid: int,
+        kernel: XenImage,
+        pages: int,
+        vcpus: int,
+        cmdline: bytes,
+        initrd: bytes,
+        name: str,
+        console: Callable[[bytes], None] | None,
+    ) -> Domain:
+        core, frames, memory = self.core, self.core.frames, self.memory
+        shared_info = frames.allocate_shared(domid) * PAGE_SIZE
+        domain = Domain(domid, name or f"domain{domid}", kernel, shared_info, pages)
+        domain.sink = console
+        core.domains[domid] = domain
+        core.memory_op.add_domain(domid, max_pages=pages)
+        core.events.add_domain(domid, vcpus=vcpus, shared_info=shared_info)
+        core.grants.add_domain(domid)
+        domain.store_port = core.events.attach(domid, lambda _port: _serve_store(domain))
+        domain.console_port = core.events.attach(domid, lambda _port: _serve_console(domain))
+        domain.mfns = [frames.allocate(domid) for _ in range(pages)]
+        start = domain.start = build(
+            memory,
+            kernel,
+            domain.mfns,
+            shared_info_mfn=shared_info // PAGE_SIZE,
+            cmdline=cmdline,
+            initrd=initrd,
+            store_evtchn=domain.store_port,
+            console_evtchn=domain.console_port,
+        )
+        if start.hypercall_page_mfn is not None:
+            memory.write(start.hypercall_page_mfn * PAGE_SIZE, hypercall_page())
+        for pfn, mfn in enumerate(domain.mfns):
+            frames.set_machphys(mfn, pfn)
+        root = start.page_tables[0]
+        core.tables.pin(domid, root.mfn, root.level)
+        core.tables.new_baseptr(domid, root.mfn)
+        for mfn in (start.store_mfn, start.console_mfn):
+            frames.get_page_type(domid, mfn, PageType.WRITABLE)
+            domain.held_mfns.append(mfn)
+        domain.ports = Ports(core.clock.now)
+        domain.console_ring = ConsoleRing(
+            memory,
+            start.console_mfn * PAGE_SIZE,
+            domain.write_output,
+            lambda: core.events.raise_port(domid, domain.console_port),
+        )
+        domain.store_connection = StoreConnection(
+            memory,
+            start.store_mfn * PAGE_SIZE,
+            domid,
+            core.store,
+            lambda: core.events.raise_port(domid, domain.store_port),
+        )
+        store_domains.introduce(
+            core.store,
+            domid,
+            name=domain.name,
+            memory_kib=pages * PAGE_SIZE // 1024,
+            vcpus=vcpus,
+            console_port=domain.console_port,
+            console_mfn=start.console_mfn,
+            store_port=domain.store_port,
+            store_mfn=start.store_mfn,
+        )
+        core.clock.write_wall_clock(memory, shared_info)
+        for index in range(vcpus):
+            domain.vcpus.append(VirtualCpu(domain, index, self.free_cpus.pop(), core))
+        self._set_registers(domain.vcpus[0])
+        return domain
+
+    def _set_registers(self, vcpu: VirtualCpu) -> None:
+        """The first vCPU begins as xen.h says: at the kernel's entry, RSI on start_info."""
+        registers, cpu = vcpu.domain.start.registers, vcpu.cpu
         for name in ("rip", "rsp", "rsi", "rflags"):
             setattr(cpu.regs, name, getattr(registers, name))
-        cpu.root, cpu.cs, cpu.ss = registers.cr3, registers.cs, registers.ss
-        started = time.monotonic()
-        deadline = started + timeout
-        alarm = threading.Timer(timeout, cpu.kick)
-        alarm.daemon = True
-        alarm.start()
-        try:
-            end = self._serve(domain, deadline)
-        finally:
-            alarm.cancel()
-        return RunResult(
-            end.outcome,
-            end.detail,
-            end.code,
-            bytes(domain.console),
-            time.monotonic() - started,
-            domain.hypercalls | domain.unknown_hypercalls,
-        )
+        cpu.cs, cpu.ss = registers.cs, registers.ss
+        vcpu.load_root(registers.cr3 // PAGE_SIZE)
+        vcpu.kernel_stack = registers.rsp
+        vcpu.initialised = vcpu.up = True
+        vcpu.update_time(force=True)
 
-    def _serve(self, domain: Domain, deadline: float) -> EndOfRun:
-        """Answers the domain until it ends."""
-        cpu = self.cpu
+    def start(self, domain: Domain, timeout: float = 60.0) -> None:
+        """Lets it run, for at most `timeout` seconds of wall-clock time."""
+        core = self.core
+        with core.lock:
+            late = EndOfRun(Outcome.DEADLINE, "the time allowed ran out")
+            domain.started = core.clock.now()
+            core.timers.set((domain, "end"), domain.started + int(timeout * NANOSECONDS), lambda: domain.finish(late))
+            for vcpu in domain.vcpus:
+                name = f"{domain.name}-vcpu{vcpu.index}"
+                thread = threading.Thread(target=live, args=(vcpu, self.audit), name=name, daemon=True)
+                domain.threads.append(thread)
+            for thread in domain.threads:
+                thread.start()
+
+    def wait(self, domain: Domain) -> RunResult:
+        """Waits for its end."""
+        for thread in domain.threads:
+            thread.join()
+        with self.core.lock:
+            self.core.timers.cancel((domain, "end"))
+            end = domain.end
+            assert end is not None
+            return RunResult(
+                end.outcome,
+                end.detail,
+                end.code,
+                bytes(domain.output),
+                (domain.stopped - domain.started) / NANOSECONDS,
+                domain.statistics(),
+                domain.registers,
+                domain.dump,
+            )
+
+    def run(self, domain: Domain, timeout: float = 60.0) -> RunResult:
+        """Runs the domain from its start to its end, at most `timeout` seconds. Ctrl-C ends it."""
+        self.start(domain, timeout)
         try:
-            while True:
-                match cpu.run():
-                    case SystemCall() if not domain.in_kernel:
-                        return EndOfRun(Outcome.CRASHED, "a system call of the domain's user code: nobody answers yet")
-                    case SystemCall() if cpu.regs.rax & 0xFFFF_FFFF == Hypercall.IRET:
-                        domain.hypercalls["iret"] += 1
-                        traps.iret(domain, cpu)
-                    case SystemCall():
-                        regs = cpu.regs
-                        arguments = (regs.rdi, regs.rsi, regs.rdx, regs.r10, regs.r8, regs.r9)
-                        regs.rax = hypercalls.call(domain, regs.rax & 0xFFFF_FFFF, arguments) & _WORD
-                    case Trap() as trap:
-                        domain.traps_taken[trap.vector] += 1
-                        traps.bounce(domain, cpu, trap)
-                    case Interrupted():
-                        pass
-                    case Stopped(reason):
-                        return EndOfRun(Outcome.INTERNAL_ERROR, reason)
-                    case event:
-                        return EndOfRun(Outcome.CRASHED, f"the domain did what nobody answers: {event}")
-                if time.monotonic() >= deadline:
-                    return EndOfRun(Outcome.DEADLINE, "the time allowed ran out")
-        except EndOfRun as end:
-            # A new one: the frames of this one's traceback, and of its cause's, hold the registers' view of kvm_run.
-            return EndOfRun(end.outcome, end.detail, end.code)
+            return self.wait(domain)
+        except KeyboardInterrupt:
+            self.stop(domain)
+            return self.wait(domain)
+
+    def stop(self, domain: Domain, detail: str = "stopped from outside") -> None:
+        """Ends it from outside."""
+        with self.core.lock:
+            domain.finish(EndOfRun(Outcome.INTERRUPTED, detail))
+
+    def pause(self, domain: Domain) -> None:
+        """Keeps its vCPUs off the CPUs. Returns at once; they stop within microseconds."""
+        with self.core.lock:
+            domain.paused = True
+            for vcpu in domain.vcpus:
+                if vcpu.inside:
+                    vcpu.cpu.kick()
+
+    def unpause(self, domain: Domain) -> None:
+        """Lets a paused domain go on."""
+        with self.core.lock:
+            domain.paused = False
+            for vcpu in domain.vcpus:
+                vcpu.wakeup.notify()
+
+    def send(self, domain: Domain, data: bytes) -> None:
+        """Types `data` on its console."""
+        with self.core.lock:
+            domain.console_ring.send(data)
+
+    def send_debug(self, domain: Domain) -> None:
+        """VIRQ_DEBUG to each of its vCPUs: a kernel prints its state."""
+        with self.core.lock:
+            for vcpu in domain.vcpus:
+                self.core.events.raise_virq(domain.domid, Virq.DEBUG, vcpu.index)
 
     def destroy(self, domain: Domain) -> None:
-        """Takes everything back: every frame is free again, every count zero."""
-        self.cpu.root = self.monitor.root
-        self._give_back(domain.domid)
+        """Takes everything back. A running domain is ended first."""
+        self.stop(domain)
+        for thread in domain.threads:
+            thread.join()
+        with self.core.lock:
+            self._take_back(domain.domid)
 
-    def _give_back(self, domid: int) -> None:
-        kept = self.tables.destroy(domid)
-        if kept:
-            raise AssertionError(f"domain {domid} leaves frames in use behind: {kept}")
+    def _take_back(self, domid: int) -> None:
+        """Every frame is free again, every count zero, but for frames that another domain has mapped by grant."""
+        core = self.core
+        domain = core.domains.get(domid)
+        if domain is not None:
+            self._let_go(domain)
+        core.tables.destroy(domid)
+        with contextlib.suppress(HypercallError):
+            core.grants.remove_domain(domid)
+        core.memory_op.remove_domain(domid)
+        core.domains.pop(domid, None)
+        self.vm.forget_translations()
+
+    def _let_go(self, domain: Domain) -> None:
+        """Takes the hypervisor's own hands off a domain, as far as it had been made."""
+        core, domid = self.core, domain.domid
+        if domain.vcpus:
+            domain.store_connection.close()
+            store_domains.remove(core.store, domid)
+        for vcpu in domain.vcpus:
+            for timer in ("singleshot", "periodic", "poll"):
+                core.timers.cancel((vcpu, timer))
+            vcpu.info.release()
+            vcpu.cpu.reset()
+            self.free_cpus.append(vcpu.cpu)
+        with contextlib.suppress(HypercallError):
+            core.events.remove_domain(domid)
+        domain.vcpus.clear()
+        for mfn in domain.held_mfns:
+            core.frames.put_page_type(mfn, PageType.WRITABLE)
+        core.frames.free_shared(domid, domain.shared_info // PAGE_SIZE)
 
     def close(self) -> None:
-        """Gives everything back to the host."""
+        """Ends every domain and gives everything back to the host."""
+        for domain in list(self.core.domains.values()):
+            self.destroy(domain)
         self._release.close()
 
     def __enter__(self) -> Hypervisor:
@@ -164,11 +358,9 @@ class Hypervisor:
         self.close()
 
 
-def hypercall_page() -> bytes:
-    """The page whose entry N makes hypercall N: `mov eax, N; syscall; ret`, 32 bytes apart, filled up with ud2."""
-    page = bytearray(b"\x0f\x0b" * (PAGE_SIZE // 2))
-    for number in range(HYPERCALL_ENTRIES):
-        code = b"\xb8" + number.to_bytes(4, "little") + b"\x0f\x05\xc3"
-        at = number * HYPERCALL_ENTRY_SIZE
-        page[at : at + len(code)] = code
-    return bytes(page)
+def _serve_store(domain: Domain) -> None:
+    domain.store_connection.serve()
+
+
+def _serve_console(domain: Domain) -> None:
+    domain.console_ring.take()

@@ -31,6 +31,9 @@ class MemoryOp:
     MACHPHYS_COMPAT_MFN_LIST = 25
 
 
+XENMEMF_POPULATE_ON_DEMAND = 1 << 16  # of mem_flags
+
+
 class XenMemoryReservation(NamedTuple):
     """struct xen_memory_reservation."""
 

@@ -24,6 +24,7 @@ from minivmm.xen.frame_words import (
     PAGE_SHIFT,
     PINNED,
     SAME,
+    SHARED,
     TYPE,
     TYPE_COUNT,
     TYPE_SHIFT,
@@ -49,6 +50,8 @@ class PageTables:
         self.user_roots: dict[tuple[int, int], int] = {}
         self.gdts: dict[tuple[int, int], tuple[int, ...]] = {}
         self.ldts: dict[tuple[int, int], tuple[int, ...]] = {}
+        self.granted: dict[int, tuple[int, int, bool]] = {}
+        """Machine address of an L1 entry to (domid, mfn, writable): where grants entered frames of other domains."""
 
     # -- mmuext_op
 
@@ -156,9 +159,7 @@ class PageTables:
         Raises HypercallError(EINVAL) for anything else: then the fault is the guest's own. As in Xen, tables of the
         other levels are changed by hypercall only.
         """
-        word = self.frames.owned(domid, address >> PAGE_SHIFT)
-        if word & TYPE != PageType.L1 << TYPE_SHIFT or not word & TYPE_COUNT:
-            raise HypercallError(errno.EINVAL, f"{address:#x} is not in an L1")
+        self._check_l1(domid, address)
         if size not in (1, 2, 4, 8) or address % size:
             raise HypercallError(errno.EINVAL, f"a store of {size} bytes at {address:#x}")
         entry = address & ~7
@@ -166,6 +167,50 @@ class PageTables:
         mask = (1 << 8 * size) - 1
         old = self.memory.read_u64(entry)
         self.update_entry(domid, entry, old & ~(mask << shift) | (value & mask) << shift)
+
+    def _check_l1(self, domid: int, address: int) -> None:
+        word = self.frames.owned(domid, address >> PAGE_SHIFT)
+        if word & TYPE != PageType.L1 << TYPE_SHIFT or not word & TYPE_COUNT:
+            raise HypercallError(errno.EINVAL, f"{address:#x} is not in an L1")
+
+    # -- mappings of another domain's frames: no other way leads to one
+
+    def map_granted(self, domid: int, address: int, entry: int) -> None:
+        """Enters a granted frame, whoever owns it, at the L1 entry at machine address `address`. What was there goes.
+
+        The caller holds the grant's own references to the frame until unmap_granted, or until the domain is destroyed.
+        """
+        frames = self.frames
+        if address & 7:
+            raise HypercallError(errno.EINVAL, f"{address:#x} is no entry's address")
+        self._check_l1(domid, address)
+        mfn = (entry & ADDRESS) >> PAGE_SHIFT
+        old = self.memory.read_u64(address)
+        frames.take_leaf(frames.state[mfn] & OWNER, entry)
+        frames.store_entry(address, old, entry)
+        self.granted[address] = domid, mfn, bool(entry & Pte.WRITABLE)
+        if old & Pte.PRESENT:
+            frames.drop_entry(old, PageType.L1)
+
+    def unmap_granted(self, domid: int, address: int, mfn: int, writable: bool) -> None:
+        """Clears the L1 entry at `address`. Raises HypercallError(EINVAL) when it is not a mapping of that frame."""
+        if address & 7:
+            raise HypercallError(errno.EINVAL, f"{address:#x} is no entry's address")
+        self._check_l1(domid, address)
+        old = self.memory.read_u64(address)
+        if (old ^ (mfn << PAGE_SHIFT | Pte.PRESENT | (Pte.WRITABLE if writable else 0))) & SAME:
+            raise HypercallError(errno.EINVAL, f"the entry at {address:#x} does not map mfn {mfn:#x} as granted")
+        self.frames.store_entry(address, old, 0)
+        self.granted.pop(address, None)
+        self.frames.drop_entry(old, PageType.L1)
+
+    def is_page_table(self, domid: int, mfn: int) -> bool:
+        """Whether the frame is the domain's and in use as a page table."""
+        if mfn >= len(self.frames.state):
+            return False
+        word = self.frames.state[mfn]
+        level = (word & TYPE) >> TYPE_SHIFT
+        return word & OWNER == domid and bool(word & TYPE_COUNT) and PageType.L1 <= level <= PageType.L4
 
     # -- descriptors
 
@@ -222,7 +267,8 @@ class PageTables:
 
     def destroy(self, domid: int) -> list[int]:
         """Everything the domain had, given back. Returns its frames that others still use (grants mapped elsewhere,
-        references held): they go with the last user, and until then the domid must not be given to another domain."""
+        references held): they go with the last user, and until then the domid must not be given to another domain.
+        Shared frames are not among them: whoever allocated them gives them back."""
         registers = (self.kernel_roots, self.user_roots, self.gdts, self.ldts)
         for owner, vcpu in {cpu for table in registers for cpu in table}:
             if owner == domid:
@@ -231,9 +277,10 @@ class PageTables:
             if self.frames.state[mfn] & PINNED:
                 self.unpin(domid, mfn)
         for mfn in self.frames.frames_of(domid):
-            if self.frames.state[mfn] & ALLOCATED:
+            if self.frames.state[mfn] & (ALLOCATED | SHARED) == ALLOCATED:
                 self.frames.free(domid, mfn)
-        return self.frames.frames_of(domid)
+        self.granted = {address: mapping for address, mapping in self.granted.items() if mapping[0] != domid}
+        return [mfn for mfn in self.frames.frames_of(domid) if not self.frames.state[mfn] & SHARED]
 
     def describe(self, mfn: int) -> str:
         """One line about a frame, for crash dumps and traces."""

@@ -19,6 +19,7 @@ from minivmm.xen.frame_words import (
     PAGE_SHIFT,
     PINNED,
     REF_SHIFT,
+    SHARED,
     TYPE,
     TYPE_COUNT,
     TYPE_ONE,
@@ -33,6 +34,7 @@ class _Audit:
 
     def __init__(self, tables: PageTables) -> None:
         self.frames = tables.frames
+        self.granted = tables.granted
         self.uses: Counter[tuple[int, int]] = Counter()
         self.plain: Counter[int] = Counter()
         self.faults: list[str] = []
@@ -74,12 +76,12 @@ class _Audit:
             if level > PageType.L1:
                 self.use(domid, target, level - 1)
             else:
-                self.leaf(domid, target, bool(entry & 2))
+                self.leaf(domid, target, bool(entry & 2), mfn << PAGE_SHIFT | slot << 3)
 
-    def leaf(self, domid: int, mfn: int, writable: bool) -> None:
-        """A mapping of a frame: the domain's own, or one it was granted."""
+    def leaf(self, domid: int, mfn: int, writable: bool, address: int) -> None:
+        """A mapping of a frame by the entry at `address`: the domain's own, or one that a grant entered there."""
         owner = self.frames.state[mfn] & OWNER if mfn < len(self.frames.state) else Domid.XEN
-        if owner != domid and not (owner < Domid.FIRST_RESERVED and self.frames.foreign(domid, mfn, writable)):
+        if owner != domid and self.granted.get(address) != (domid, mfn, writable):
             self.faults.append(f"domain {domid} maps mfn {mfn:#x} of domain {owner}")
         else:
             self.use(owner, mfn, PageType.WRITABLE if writable else PageType.NONE)
@@ -101,8 +103,15 @@ class _Audit:
                 self.faults.append(f"mfn {mfn:#x}: {kept} uses as {name} kept, {uses} as {NAMES[page_type]} counted")
             if word >> REF_SHIFT != references:
                 self.faults.append(f"mfn {mfn:#x}: {word >> REF_SHIFT} references kept, {references} counted")
+            if word & SHARED and word & ALLOCATED and types.get(mfn) != PageType.WRITABLE:
+                self.faults.append(f"mfn {mfn:#x} is shared and not writable memory")
             if not references and word & OWNER not in (Domid.XEN, Domid.INVALID):
                 self.faults.append(f"mfn {mfn:#x} is domain {word & OWNER}'s and nobody refers to it")
+        pages = Counter(
+            word & OWNER for word in self.frames.state if not word & SHARED and word & OWNER < Domid.FIRST_RESERVED
+        )
+        if pages != +self.frames.pages:
+            self.faults.append(f"frames by domain: {dict(+self.frames.pages)} kept, {dict(pages)} counted")
         return self.faults
 
 

@@ -1,107 +1,147 @@
-"""Exceptions of a domain, bounced to the handlers it registered, and its way back.
+"""Exceptions, events and system calls of a domain, bounced to the handlers it registered, and its way back.
 
-The frame is Xen's (docs: xen/include/public/arch-x86/xen-x86_64.h and the ABI's "bounce frame"): on the kernel's stack,
+The frame is Xen's (xen/include/public/arch-x86/xen-x86_64.h and the ABI's "bounce frame"): on the kernel's stack,
 lowest address first,
 
-    RCX  R11  [error code]  RIP  CS and saved event mask  RFLAGS  RSP  SS
+    RCX  R11  [DS ES FS GS]  [error code]  RIP  CS and saved event mask  RFLAGS  RSP  SS
 
-Guest kernel and guest user both run at ring 3; which of them a vCPU is in is known here, and shown in the pushed CS:
-RPL 0 for the kernel. IF in the pushed RFLAGS is the inverse of the vCPU's event mask.
+the segment registers for the failsafe callback only. Guest kernel and guest user both run at ring 3; which of them a
+vCPU is in is known here, and shown in the pushed CS: RPL 0 for the kernel. IF in the pushed RFLAGS is the inverse of
+the vCPU's event mask.
 """
 
 from __future__ import annotations
 
-import errno
 import struct
 
-from minivmm.deprivileged.cpu import DeprivilegedCpu
-from minivmm.deprivileged.events import WITH_ERROR_CODE, Trap, Vector
+from minivmm.deprivileged.events import WITH_ERROR_CODE, Vector
 from minivmm.outcome import EndOfRun, Outcome
 from minivmm.x86.registers import RFLAGS_IF
 from minivmm.xen import abi
-from minivmm.xen.domain import Domain, TrapHandler
+from minivmm.xen.abi import HYPERVISOR_VIRT_END, HYPERVISOR_VIRT_START
 from minivmm.xen.errors import HypercallError
-from minivmm.xen.hypercall_abi import TRAP_INFO
-
-TRAP_VECTORS = 256
-TRAP_MASKS_EVENTS = 1 << 2  # trap_info.flags: as an interrupt gate clears IF
-ADDRESS_CANONICAL = 1 << 47
+from minivmm.xen.hypercall_abi import CallbackType, VmAssistType
+from minivmm.xen.vcpu import Callback, TrapHandler, VirtualCpu, is_canonical
 
 PF_USER = 1 << 2  # page-fault error code: the access came from ring 3
 RFLAGS_CLEARED = 0x3_4100  # TF, NT, RF, VM: what a gate clears
 RFLAGS_IOPL = 0x3000
+IOPL_SHIFT = 12
+SYSCALL_SIZE = 2  # bytes of `syscall`
+_WORD = (1 << 64) - 1
 
 
-def set_trap_table(domain: Domain, address: int) -> int:
-    """Takes handlers until one with a zero address; a zero list clears them all."""
-    if not address:
-        domain.traps.clear()
-        return 0
-    for _ in range(TRAP_VECTORS + 1):
-        info = domain.pages.read_record(address, TRAP_INFO)
-        if not info.address:
-            return 0
-        _check_canonical(info.address)
-        domain.traps[info.vector] = TrapHandler(info.address, bool(info.flags & TRAP_MASKS_EVENTS))
-        address += TRAP_INFO.size
-    raise HypercallError(errno.EINVAL, f"a trap table of more than {TRAP_VECTORS} entries")
-
-
-def stack_switch(domain: Domain, _ss: int, stack: int) -> int:
-    """The kernel stack that a trap from user mode is pushed on."""
-    _check_canonical(stack)
-    domain.kernel_stack = stack
-    return 0
-
-
-def _check_canonical(address: int) -> None:
-    if (address + ADDRESS_CANONICAL) & (1 << 64) - 1 >= 1 << 48:
-        raise HypercallError(errno.EINVAL, f"{address:#x} is no address (SDM 1, 3.3.7.1)")
-
-
-def bounce(domain: Domain, cpu: DeprivilegedCpu, trap: Trap) -> None:
-    """Enters the domain's handler for `trap`. Raises EndOfRun(CRASHED) when it has none, or no stack for the frame."""
-    handler = domain.traps.get(trap.vector)
-    where = f"exception {trap.vector}, error {trap.error_code:#x}, address={trap.address}, RIP {trap.rip:#x}"
-    if handler is None:
-        raise EndOfRun(Outcome.CRASHED, f"the domain has no handler for its {where}")
-    regs, mask = cpu.regs, domain.events_masked
-    error_code = trap.error_code
-    if trap.vector == Vector.PF:
-        domain.fault_address = trap.address
-        if domain.in_kernel:
+def bounce(vcpu: VirtualCpu, vector: int, error_code: int = 0, address: int = 0) -> None:
+    """Enters the domain's handler for an exception. Raises EndOfRun(CRASHED) when it has none, or no stack."""
+    what = f"exception {vector}, error {error_code:#x}, address={address:#x}, RIP {vcpu.regs.rip:#x}"
+    if vector == Vector.PF:
+        vcpu.fault_address = address
+        if vcpu.in_kernel:
             error_code &= ~PF_USER  # its kernel is a supervisor to it
-    stack = regs.rsp if domain.in_kernel else domain.kernel_stack
-    code = cpu.cs & ~3 if domain.in_kernel else cpu.cs
+    handler = vcpu.traps.get(vector)
+    if handler is None:
+        raise EndOfRun(Outcome.CRASHED, f"the domain has no handler for its {what}")
+    _enter(vcpu, handler, (error_code,) if vector in WITH_ERROR_CODE else (), what)
+
+
+def upcall(vcpu: VirtualCpu) -> None:
+    """Makes the event callback, which masks events. Without one, events wait."""
+    callback = vcpu.callbacks.get(CallbackType.EVENT)
+    if callback is not None:
+        _enter(vcpu, Callback(callback.address, True), (), "event callback")
+
+
+def nmi(vcpu: VirtualCpu) -> None:
+    """Makes the NMI callback, or calls the handler of vector 2."""
+    vcpu.nmi_pending = False
+    handler = vcpu.callbacks.get(CallbackType.NMI) or vcpu.traps.get(Vector.NMI)
+    if handler is not None:
+        _enter(vcpu, handler, (), "NMI")
+
+
+def system_call(vcpu: VirtualCpu) -> None:
+    """`syscall` of user code: the syscall callback. Without one the instruction does not exist (#UD)."""
+    callback = vcpu.callbacks.get(CallbackType.SYSCALL)
+    regs = vcpu.regs
+    if callback is None:
+        regs.rip -= SYSCALL_SIZE
+        bounce(vcpu, Vector.UD)
+        return
+    regs.rcx, regs.r11 = regs.rip, regs.rflags  # as the instruction leaves them
+    vcpu.cpu.cs, vcpu.cpu.ss = abi.FlatRing3.CS64, abi.FlatRing3.SS64  # Xen guesses what they were
+    _enter(vcpu, callback, (), "system call")
+
+
+def failsafe(vcpu: VirtualCpu) -> None:
+    """The domain cannot be gone back to as it wished (a selector or RIP that is none): its failsafe callback is told.
+
+    Raises EndOfRun(CRASHED) when it has none.
+    """
+    callback = vcpu.callbacks.get(CallbackType.FAILSAFE)
+    cpu = vcpu.cpu
+    where = f"return to CS {cpu.cs:#x}, RIP {vcpu.regs.rip:#x}, SS {cpu.ss:#x}"
+    if callback is None:
+        raise EndOfRun(Outcome.CRASHED, f"the domain has no failsafe callback for its {where}")
+    _enter(vcpu, callback, (cpu.ds_selector, cpu.es_selector, cpu.fs_selector, cpu.gs_selector), where)
+
+
+def _enter(vcpu: VirtualCpu, handler: TrapHandler | Callback, extra: tuple[int, ...], what: str) -> None:
+    """Pushes the frame and goes to `handler`. The whole of Xen's create_bounce_frame."""
+    regs, cpu, mask, from_kernel = vcpu.regs, vcpu.cpu, vcpu.info[1], vcpu.in_kernel
+    stack = regs.rsp if from_kernel else vcpu.kernel_stack
     rflags = regs.rflags & ~(RFLAGS_IF | RFLAGS_IOPL) | (0 if mask else RFLAGS_IF)
-    error = (error_code,) if trap.vector in WITH_ERROR_CODE else ()
-    words = (regs.rcx, regs.r11, *error, regs.rip, code | int(mask) << 32, rflags, regs.rsp, cpu.ss)
+    if VmAssistType.ARCHITECTURAL_IOPL in vcpu.domain.vm_assist:
+        rflags |= vcpu.iopl << IOPL_SHIFT
+    code = (cpu.cs & ~3 if from_kernel else cpu.cs) | mask << 32
+    words = (regs.rcx, regs.r11, *extra, regs.rip, code, rflags, regs.rsp, cpu.ss)
     frame = struct.pack(f"<{len(words)}Q", *words)
-    top = (stack & ~0xF) - len(frame) & (1 << 64) - 1
-    domain.enter_kernel(cpu)
+    top = (stack & ~0xF) - len(frame) & _WORD
+    vcpu.enter_kernel()
     try:
-        domain.pages.write(top, frame)
+        if HYPERVISOR_VIRT_START <= top < HYPERVISOR_VIRT_END:
+            raise HypercallError(14, "the stack is in the hypervisor's range")
+        vcpu.pages.write(top, frame)
     except HypercallError as refused:
-        raise EndOfRun(
-            Outcome.CRASHED, f"no stack at {top:#x} for the domain's {where}: {refused.message}"
-        ) from refused
-    domain.events_masked = mask or handler.masks_events
+        raise EndOfRun(Outcome.CRASHED, f"no stack at {top:#x} for the domain's {what}: {refused.message}") from refused
+    if handler.masks_events:
+        vcpu.info[1] = 1
     regs.rip, regs.rsp, regs.rflags = handler.address, top, regs.rflags & ~RFLAGS_CLEARED
     cpu.cs, cpu.ss = abi.FlatRing3.CS64, abi.FlatRing3.SS64
 
 
-def iret(domain: Domain, cpu: DeprivilegedCpu) -> None:
-    """Hypercall 23: back to what the iret_context on the kernel's stack says. Raises EndOfRun when it says nonsense."""
-    regs = cpu.regs
+def iret(vcpu: VirtualCpu) -> None:
+    """Hypercall 23: back to what the iret_context on the kernel's stack says.
+
+    Raises EndOfRun when there is none, or it goes to user code that has no page tables.
+    """
+    regs, cpu = vcpu.regs, vcpu.cpu
     try:
-        context = domain.pages.read_record(regs.rsp, abi.IRET_CONTEXT)
+        context = vcpu.pages.read_record(regs.rsp, abi.IRET_CONTEXT)
     except HypercallError as refused:
         raise EndOfRun(Outcome.CRASHED, f"iret without a context: {refused.message}") from refused
-    for name in ("rax", "r11", "rcx", "rip", "rflags", "rsp"):
-        setattr(regs, name, getattr(context, name))
+    regs.rax, regs.rip, regs.rsp, regs.rflags = context.rax, context.rip, context.rsp, context.rflags
     if context.flags & abi.ContextFlag.IN_SYSCALL:  # as sysret: what the user finds in RCX and R11
-        regs.rcx, regs.r11 = regs.rip, regs.rflags
-    domain.events_masked = not regs.rflags & RFLAGS_IF
+        regs.rcx, regs.r11 = context.rip, context.rflags
+    else:
+        regs.rcx, regs.r11 = context.rcx, context.r11
+    if VmAssistType.ARCHITECTURAL_IOPL in vcpu.domain.vm_assist:
+        vcpu.iopl = context.rflags >> IOPL_SHIFT & 3
+    vcpu.info[1] = not context.rflags & RFLAGS_IF
     cpu.cs, cpu.ss = context.cs & 0xFFFF | 3, context.ss & 0xFFFF | 3
-    if context.cs & 3 == 3 and not domain.enter_user(cpu):
+    if context.cs & 3 == 3 and not vcpu.enter_user():
         raise EndOfRun(Outcome.CRASHED, "iret to user mode without a user page table (MMUEXT_NEW_USER_BASEPTR)")
+    usable = cpu.segments.code(cpu.cs) and cpu.segments.stack(cpu.ss)
+    if not usable or not is_canonical(context.rip):
+        failsafe(vcpu)
+
+
+def software_interrupt(vcpu: VirtualCpu, vector: int, rip: int) -> None:
+    """`int vector` at `rip`, RIP past it: the handler, when its DPL lets this mode in, else the domain's #GP there."""
+    handler = vcpu.traps.get(vector)
+    assisted = VmAssistType.ARCHITECTURAL_IOPL in vcpu.domain.vm_assist
+    ring = (0 if assisted else 1) if vcpu.in_kernel else 3
+    if handler is not None and handler.dpl >= ring:
+        _enter(vcpu, handler, (), f"int {vector:#x}")
+        return
+    vcpu.regs.rip = rip
+    bounce(vcpu, Vector.GP, vector << 3 | 2)  # SDM 3A 6.13: the IDT's entry

@@ -19,7 +19,7 @@ from minivmm.kvm.system import Kvm
 STRUCTURES = [
     *("kvm_userspace_memory_region", "kvm_regs", "kvm_segment", "kvm_dtable", "kvm_sregs", "kvm_cpuid_entry2"),
     *("kvm_mp_state", "kvm_irq_level", "kvm_irqfd", "kvm_ioeventfd", "kvm_pit_config"),
-    "kvm_msr_entry",
+    *("kvm_msr_entry", "kvm_vcpu_events", "kvm_debugregs", "kvm_xsave", "kvm_xcr", "kvm_xcrs"),
 ]
 RUN_FIELDS = {
     "immediate_exit": abi.Run.IMMEDIATE_EXIT,

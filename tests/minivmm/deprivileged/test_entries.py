@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from minivmm.deprivileged.cpu import STORES_MAX
+from minivmm.deprivileged.stores import STORES_MAX
 from minivmm.deprivileged.events import Event, PortAccess, Trap, Vector
 from minivmm.memory import PAGE_SIZE
 from tests.minivmm.deprivileged.ring3 import (
@@ -107,11 +107,12 @@ def test_the_last_of_several_changes_before_a_run_counts(ring3: Ring3) -> None:
 
 
 def test_more_changes_than_the_list_holds(ring3: Ring3) -> None:
-    """A table of 512 entries is filled, exchanged for other frames in one go, and every page read."""
+    """Two tables are filled, exchanged for other frames in one go, and every page read."""
     cpu, memory, space = ring3.cpu, ring3.memory, ring3.space
     code = b"\x48\x8b\x07" + OUT + b"\x48\x81\xc7\0\x10\0\0\xeb\xf2"  # again: mov rax, [rdi]; out; add rdi, 4096; jmp
-    count = 400
+    count = 900
     assert count > STORES_MAX
+    memory.write_u64(space.directory_entry + 8, space.table + PAGE_SIZE | USER)
     for page in range(count):
         memory.write_u64(FRAMES + PAGE_SIZE * (200 + page), page)
     for turn in range(2):

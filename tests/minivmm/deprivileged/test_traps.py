@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from minivmm.deprivileged.cpu import RFLAGS_RING3
+from minivmm.deprivileged.state import RFLAGS_RING3
 from minivmm.deprivileged.events import (
     Event,
     MmioAccess,

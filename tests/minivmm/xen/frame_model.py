@@ -11,6 +11,8 @@ from collections import Counter
 NONE, L1, L2, L3, L4, SEGDESC, WRITABLE = range(7)
 XEN_SLOTS = range(256, 272)
 SLOT_MASK = 511
+P, W = 1, 2
+SAME = P | W | (1 << 52) - (1 << 12)
 
 
 class Illegal(Exception):
@@ -29,7 +31,7 @@ class Model:
         self.roots: dict[tuple[int, str], int] = {}
         self.descriptors: dict[tuple[int, str], tuple[int, ...]] = {}
         self.holds: list[tuple[int, int]] = []
-        self.grants: set[tuple[int, int, bool]] = set()
+        self.granted: dict[tuple[int, int], tuple[int, bool]] = {}  # table and slot: the frame, and whether writable
         self.types: dict[int, int] = {}
         self.uses: Counter[int] = Counter()
         self.references: Counter[int] = Counter()
@@ -61,14 +63,14 @@ class Model:
                 if page_type == SEGDESC:
                     self.descriptor(word)
                 elif page_type != L4 or slot not in XEN_SLOTS:
-                    self.entry(domid, word, page_type)
+                    self.entry(domid, word, page_type, (mfn, slot))
 
     @staticmethod
     def descriptor(word: int) -> None:
         if word >> 47 & 1 and not word >> 44 & 1:
             raise Illegal
 
-    def entry(self, domid: int, word: int, level: int) -> None:
+    def entry(self, domid: int, word: int, level: int, place: tuple[int, int]) -> None:
         if not word & 1:
             return
         target = word >> 12 & (1 << 40) - 1
@@ -81,7 +83,7 @@ class Model:
             raise Illegal
         writable = bool(word & 2)
         owner = self.owner.get(target)
-        if owner != domid and (domid, target, writable) not in self.grants:
+        if owner != domid and self.granted.get(place) != (target, writable):
             raise Illegal
         self.use(owner, target, WRITABLE if writable else NONE)
 
@@ -97,6 +99,10 @@ class Model:
             if owner is not None and not self.references[mfn]:
                 self.owner[mfn] = None
                 self.words[mfn] = {}
+        for (table, slot), (target, writable) in list(self.granted.items()):
+            still = target << 12 | P | writable << 1
+            if self.types.get(table) != L1 or (self.words[table].get(slot, 0) ^ still) & SAME:
+                del self.granted[table, slot]  # whatever else is found there one day, no grant put it there
 
     def mine(self, domid: int, mfn: int) -> None:
         if self.owner.get(mfn) != domid:
@@ -136,10 +142,28 @@ class Model:
         if L1 <= level <= L4:
             if preserve_ad:
                 word |= self.words[mfn].get(slot, 0) & 0x60
-            self.entry(domid, word, level)  # beside the old one: both are in use for a moment
+            self.entry(domid, word, level, (mfn, slot))  # beside the old one: both are in use for a moment
             if level == L1 and word & 1:
                 word &= ~(1 << 8)
         self.words[mfn][slot] = word
+
+    def map_granted(self, domid: int, place: tuple[int, int], word: int) -> None:
+        self.mine(domid, place[0])
+        if self.types.get(place[0]) != L1:
+            raise Illegal
+        target, writable = word >> 12 & (1 << 40) - 1, bool(word & 2)
+        owner = self.owner[target]
+        assert owner is not None
+        self.derive(((owner, target, WRITABLE if writable else NONE),))
+        self.words[place[0]][place[1]] = word
+        self.granted[place] = target, writable
+
+    def unmap_granted(self, domid: int, place: tuple[int, int], target: int, writable: bool) -> None:
+        self.mine(domid, place[0])
+        entry = self.words[place[0]].get(place[1], 0)
+        if self.types.get(place[0]) != L1 or (entry ^ (target << 12 | P | writable << 1)) & SAME:
+            raise Illegal
+        self.words[place[0]][place[1]] = 0
 
     def machphys(self, domid: int, mfn: int) -> None:
         self.mine(domid, mfn)
@@ -159,7 +183,8 @@ class Model:
         self.mine(domid, address >> 12)
         if self.types.get(address >> 12) != L1 or address % size:
             raise Illegal
-        old = self.words[address >> 12].get(address >> 3 & SLOT_MASK, 0) | 4
+        old = self.words[address >> 12].get(address >> 3 & SLOT_MASK, 0)
+        old |= (old & P) << 2
         raw = bytearray(old.to_bytes(8, "little"))
         raw[address & 7 : (address & 7) + size] = value.to_bytes(size, "little")
         self.update(domid, address & ~7, int.from_bytes(raw, "little"))

@@ -40,6 +40,7 @@ class FrameOwner:
         self.references: Counter[int] = Counter()
         self.writers: Counter[int] = Counter()
         self.mapped: dict[tuple[int, int], tuple[int, int]] = {}
+        self.vcpu = 0
         self.limit = 6  # data frames a domain may own
 
     def allocate(self, domid: int) -> int:

@@ -16,14 +16,15 @@ import pytest
 
 from minivmm.boot import xen_image
 from minivmm.layout import Layout
-from minivmm.xen import abi, hypercall_abi, memory_abi
+from minivmm.xen import abi, hypercall_abi, memory_abi, platform_abi
 
 HEADERS = Path("/usr/include/xen")
 INCLUDED = [
     *("xen.h", "elfnote.h", "errno.h", "features.h", "version.h", "sched.h", "vcpu.h", "callback.h", "memory.h"),
+    *("physdev.h", "nmi.h"),
     *("io/console.h", "io/xs_wire.h"),
 ]
-MODULES: list[ModuleType] = [abi, hypercall_abi, memory_abi]
+MODULES: list[ModuleType] = [abi, hypercall_abi, memory_abi, platform_abi]
 
 # What the headers put before the names of each of our groups.
 PREFIXES = {
@@ -49,6 +50,8 @@ PREFIXES = {
     hypercall_abi.VcpuOp: "VCPUOP_",
     hypercall_abi.XenVersion: "XENVER_",
     memory_abi.MemoryOp: "XENMEM_",
+    platform_abi.PhysdevOp: "PHYSDEVOP_",
+    platform_abi.NmiOp: "XENNMI_",
     xen_image.XenElfNote: "XEN_ELFNOTE_",
 }
 # Groups of offsets: the structure, and its member where it is not the name in lower case.
@@ -62,6 +65,8 @@ OFFSETS = {
 RENAMED = {
     "VMASST_TYPE_FOUR_GB_SEGMENTS": "VMASST_TYPE_4gb_segments",
     "VMASST_TYPE_FOUR_GB_SEGMENTS_NOTIFY": "VMASST_TYPE_4gb_segments_notify",
+    # The headers have these in capitals too, for older interface versions only.
+    **{f"PHYSDEVOP_{name.upper()}": f"PHYSDEVOP_{name}" for name in ("irq_status_query", "set_iopl", "set_iobitmap")},
     "RUNSTATE_UPDATE": "XEN_RUNSTATE_UPDATE",
     "PVCLOCK_TSC_STABLE_BIT": "XEN_PVCLOCK_TSC_STABLE_BIT",
     "PVCLOCK_GUEST_STOPPED": "XEN_PVCLOCK_GUEST_STOPPED",

@@ -99,9 +99,11 @@ def test_a_frame_of_nobody_and_of_another_cannot_be_mapped_or_read_through(machi
 def test_a_granted_frame_can_be_mapped_and_outlives_its_owner(machine: Machine) -> None:
     machine.tables.pin(1, machine.l4, PageType.L4)
     other = machine.frames.allocate(2)
-    machine.frames.foreign = lambda domid, mfn, writable: (domid, mfn, writable) == (1, other, True)
-    refused(errno.EPERM, machine.tables.mmu_update, 1, machine.l1 << 12 | 8, other << 12 | P)
-    machine.tables.mmu_update(1, machine.l1 << 12 | 8, other << 12 | P | W)
+    here = machine.l1 << 12 | 8
+    refused(errno.EPERM, machine.tables.mmu_update, 1, here, other << 12 | P | W)
+    machine.tables.map_granted(1, here, other << 12 | P | W | U)
+    for address in (here, machine.l1 << 12 | 16):  # a grant is no leave to map it in another way or place
+        refused(errno.EPERM, machine.tables.mmu_update, 1, address, other << 12 | P)
     assert machine.tables.destroy(2) == [other]
     machine.tables.mmu_update(1, machine.l1 << 12 | 8, 0)
     assert machine.frames.frames_of(2) == []

@@ -1,0 +1,61 @@
+"""System time, and how a domain is told of it (xen.h, vcpu_time_info and shared_info's wall clock).
+
+System time is nanoseconds since the hypervisor started, by CLOCK_MONOTONIC_RAW: like the TSC, not slewed by NTP. A
+domain computes it from the TSC with what is in its vcpu_time_info, so the two are compared anew from time to time.
+"""
+
+from __future__ import annotations
+
+import time
+
+from minivmm.memory import GuestMemory
+from minivmm.xen.abi import VCPU_TIME_INFO, SharedInfo, VcpuTimeInfo
+
+NANOSECONDS = 10**9
+
+
+class Clock:
+    """System time. `tsc_khz` is the guests' TSC frequency."""
+
+    def __init__(self, tsc_khz: int) -> None:
+        self.tsc_khz = tsc_khz
+        self._zero = time.clock_gettime_ns(time.CLOCK_MONOTONIC_RAW)
+        self.mul, self.shift = tsc_scale(tsc_khz)
+
+    def now(self) -> int:
+        """System time, nanoseconds."""
+        return time.clock_gettime_ns(time.CLOCK_MONOTONIC_RAW) - self._zero
+
+    def write_time(self, memory: GuestMemory, address: int, tsc: int, now: int) -> None:
+        """Stores a vcpu_time_info at machine `address`: the guest's TSC was `tsc` at system time `now`.
+
+        Its vCPU must not be running: the version goes up by two, and is never seen odd.
+        """
+        version = memory.read_u32(address) + 2 & 0xFFFF_FFFE
+        info = VcpuTimeInfo(version, tsc & (1 << 64) - 1, now, self.mul, self.shift, 0)
+        memory.write(address, VCPU_TIME_INFO.pack(info))
+
+    def write_wall_clock(self, memory: GuestMemory, shared_info: int) -> None:
+        """Stores the time of day at which system time was zero."""
+        seconds, nanoseconds = divmod(time.time_ns() - self.now(), NANOSECONDS)
+        version = memory.read_u32(shared_info + SharedInfo.WC_VERSION)
+        memory.write_u32(shared_info + SharedInfo.WC_SEC, seconds & 0xFFFF_FFFF)
+        memory.write_u32(shared_info + SharedInfo.WC_NSEC, nanoseconds)
+        memory.write_u32(shared_info + SharedInfo.WC_SEC_HI, seconds >> 32)
+        memory.write_u32(shared_info + SharedInfo.WC_VERSION, version + 2 & 0xFFFF_FFFE)
+
+
+def tsc_scale(tsc_khz: int) -> tuple[int, int]:
+    """tsc_to_system_mul and tsc_shift for this frequency: ns = ((tsc << shift) * mul) >> 32, shift right if negative.
+
+    mul is kept in [2^31, 2^32), for the most of its 32 bits.
+    """
+    hertz, shift = tsc_khz * 1000, 0
+    # ns a tick, times 2^32: halve or double ticks until it fits.
+    mul = (NANOSECONDS << 32) // hertz
+    while mul >= 1 << 32:
+        mul, shift = mul >> 1, shift + 1
+    while mul < 1 << 31:
+        shift -= 1
+        mul = (NANOSECONDS << 32 - shift) // hertz
+    return mul, shift
