@@ -27,6 +27,7 @@ BENCHMARKS: dict[str, Benchmark] = {
     "virtio": Benchmark("benchmarks.virtio", "what does Python add to a disk request, against the bare preadv?"),
     "notify": Benchmark("benchmarks.notify", "who should carry a kick: the exit, or an ioeventfd?"),
     "ring3": Benchmark("benchmarks.deprivileged", "what does it cost to leave ring 3, and to change its page tables?"),
+    "paravirt": Benchmark("benchmarks.paravirt", "what does a hypercall cost, and what goes through one in a domain?"),
     "life-cycle": Benchmark("benchmarks.life_cycle", "do 10,000 machines leave anything behind?", slow=True),
 }
 

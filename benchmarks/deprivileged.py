@@ -15,6 +15,7 @@ from benchmarks import Effort, Figure
 from benchmarks.statistics import Summary, summarize
 from minivmm.deprivileged.cpu import DeprivilegedCpu
 from minivmm.deprivileged.monitor import Monitor, Selector
+from minivmm.deprivileged.stub import CALL_PORT
 from minivmm.kvm import abi
 from minivmm.kvm.system import Kvm
 from minivmm.memory import PAGE_SIZE, GuestMemory
@@ -33,6 +34,7 @@ BATCH = 200
 OUT_LOOP = b"\xe6\x42\xeb\xfc"  # again: out 0x42, al; jmp again
 GP = b"\xfa"  # cli
 SYSCALL = b"\x0f\x05"
+CALL = b"\x48\x8d\x0d\x02\0\0\0" + bytes((0xE6, CALL_PORT))  # lea rcx, [rip + 2]; out CALL_PORT, al
 TOUCH = b"\x48\x8b\x07\x0f\x05"  # mov rax, [rdi]; syscall
 # again: inc rcx; mov [rdi], rcx; wait: cmp [rdi + 64], rcx; jne wait; cmp rcx, rsi; jne again; syscall
 CALLS = b"\x48\xff\xc1\x48\x89\x0f\x48\x39\x4f\x40\x75\xfa\x48\x39\xf1\x75\xef\x0f\x05"
@@ -48,7 +50,7 @@ class Ring3:
             self.vm.set_memory_regions(self.memory.regions)
             self.vcpu = self.vm.create_vcpu(0)
             self.vcpu.set_cpuid(kvm.supported_cpuid())
-        self.monitor = Monitor(self.memory, MONITOR)
+        self.monitor = Monitor(self.memory, MONITOR, call_port=True)
         self.cpu = DeprivilegedCpu(self.vcpu, self.monitor)
         root, pdpt, directory, self.table = (TABLES + PAGE_SIZE * level for level in range(4))
         self.memory.write_u64(root, pdpt | USER)
@@ -82,12 +84,16 @@ def run(effort: Effort) -> list[Figure]:
     """Microseconds of each, against the bare exit."""
     measures: dict[str, Callable[[Ring3], float]] = {
         "system call": lambda machine: _round_trip(machine, SYSCALL),
+        "system call by a port": lambda machine: _round_trip(machine, CALL),
         "#GP": lambda machine: _round_trip(machine, GP),
         "entry, not present to present": lambda machine: _entry(machine, 0, None),
         "entry, present to not present": lambda machine: _entry(machine, None, 0),
         "entry, writable to read-only": lambda machine: _entry(machine, None, ~Pte.WRITABLE),
         "entry, frame A to frame B": lambda machine: _entry(machine, None, PAGE_SIZE),
         f"entry, one of {BATCH} changed together": _batch,
+        "page table forgotten, built anew": _forget,
+        "every page table forgotten, built anew": _forget_all,
+        "vCPU reset": _reset,
         "exitless call, answered by a thread": _exitless,
     }
     samples: dict[str, list[float]] = {name: [] for name in ("bare", *measures)}
@@ -106,7 +112,7 @@ def run(effort: Effort) -> list[Figure]:
     ]
 
 
-def _timed(turn: Callable[[], object], turns: int = TURNS) -> float:
+def timed(turn: Callable[[], object], turns: int = TURNS) -> float:
     """Microseconds a turn."""
     start = time.perf_counter_ns()
     for _ in range(turns):
@@ -117,7 +123,7 @@ def _timed(turn: Callable[[], object], turns: int = TURNS) -> float:
 def _bare(machine: Ring3) -> float:
     machine.load(OUT_LOOP)
     fd, run = machine.vcpu.fd, abi.KVM_RUN
-    return _timed(lambda: ioctl(fd, run))
+    return timed(lambda: ioctl(fd, run))
 
 
 def _round_trip(machine: Ring3, code: bytes) -> float:
@@ -129,7 +135,7 @@ def _round_trip(machine: Ring3, code: bytes) -> float:
         regs.rip = CODE
         cpu.run()
 
-    return _timed(turn)
+    return timed(turn)
 
 
 def _entry(machine: Ring3, first: int | None, change: int | None) -> float:
@@ -173,8 +179,41 @@ def _batch(machine: Ring3) -> float:
         cpu.run()
         shown = 1 - shown
 
-    cost = _timed(turn, 2 * (TURNS // BATCH + 1)) / BATCH
+    cost = timed(turn, 2 * (TURNS // BATCH + 1)) / BATCH
     assert shown == 0
+    return cost
+
+
+def _forget(machine: Ring3) -> float:
+    """A table the VMM may have rewritten; ring 3 uses a page of it and leaves."""
+    machine.load(TOUCH)
+    cpu = machine.cpu
+
+    def turn() -> None:
+        cpu.forget_page(machine.table)
+        cpu.regs.rip = CODE
+        cpu.run()
+
+    return timed(turn, TURNS // 5)
+
+
+def _forget_all(machine: Ring3) -> float:
+    """The same through a memory slot that comes and goes: for when no vCPU is at hand."""
+    machine.load(TOUCH)
+
+    def turn() -> None:
+        machine.vm.forget_translations()
+        machine.cpu.regs.rip = CODE
+        machine.cpu.run()
+
+    return timed(turn, TURNS // 5)
+
+
+def _reset(machine: Ring3) -> float:
+    """For another guest; without a run."""
+    root = machine.cpu.root
+    cost = timed(machine.cpu.reset, TURNS // 5)
+    machine.cpu.root = root
     return cost
 
 

@@ -3,6 +3,7 @@
     from guest_os import image
 
     path = image("hello")        # an ELF file for minivmm, QEMU's microvm and any other PVH or Linux-64 loader
+    path = image("hello", "xen") # the same guest as a paravirtual domain of Xen
 
 `guest_os.build.build()` compiles explicitly. The names below load what they need when first used:
 `import guest_os` itself costs nothing.

@@ -23,7 +23,12 @@ from pathlib import Path
 from guest_os.catalog import NATIVE, ROOT, STAMP, build_directory, guests, is_fresh, stamp_of
 from minivmm.errors import VtkError
 
-SOURCE_FOLDERS = ("include", "kernel", "hal/x86_64", "drivers", "guests", "programs", "workloads", "native")
+# A platform's hardware layer (include/hal.h) and its linker script; hal/x86 belongs to both.
+LAYERS = {"bare": ("hal/x86_64", "guest.ld"), "xen": ("hal/xen_x86_64", "guest.ld")}
+SOURCE_FOLDERS = (
+    *("include", "kernel", "hal/x86", "drivers", "guests", "programs", "workloads", "native"),
+    *(folder for folder, _ in LAYERS.values()),
+)
 
 # fmt: off
 COMMON_FLAGS = (
@@ -88,7 +93,7 @@ def build(names: Iterable[str] | None = None, compiler_name: str = "zig") -> dic
     """Builds what changed and returns the file of each name (`native` is the host program); all of them by default.
 
     Raises BuildError with the compiler's words when a source does not compile."""
-    known = [*guests(), NATIVE]
+    known = [*(name for guest in guests().values() for name in guest.images.values()), NATIVE]
     wanted = known if names is None else list(names)
     for name in wanted:
         if name not in known:
@@ -138,13 +143,19 @@ class _Build:
     def _build_all(self, scratch: Path, pool: ThreadPoolExecutor) -> None:
         embedding = ROOT / "kernel" / "programs.S"
         shared = [*_sources("workloads", ".c"), ROOT / "kernel" / "text.c"]
-        kernel = [*_sources("kernel"), *_sources("hal/x86_64"), *_sources("drivers"), *_sources("workloads", ".c")]
+        kernel = [*_sources("kernel"), *_sources("hal/x86"), *_sources("drivers"), *_sources("workloads", ".c")]
         kernel_units = [_Unit(source, KERNEL_FLAGS) for source in kernel if source != embedding]
+        layer_units = {
+            platform: [_Unit(source, KERNEL_FLAGS) for source in _sources(folder)]
+            for platform, (folder, _) in LAYERS.items()
+        }
         program_units = [_Unit(source, PROGRAM_FLAGS) for source in [*_sources("programs"), *shared]]
         native_units = [_Unit(source, NATIVE_FLAGS) for source in [*_sources("native"), *shared]]
-        main_units = {name: _Unit(guest.source, KERNEL_FLAGS) for name, guest in guests().items()}
+        mains = guests()
+        main_units = {name: _Unit(guest.source, KERNEL_FLAGS) for name, guest in mains.items()}
 
-        units = [*kernel_units, *program_units, *native_units, *main_units.values()]
+        layers = [unit for units in layer_units.values() for unit in units]
+        units = [*kernel_units, *layers, *program_units, *native_units, *main_units.values()]
         made = dict(zip(units, pool.map(self._compile, units), strict=True))
 
         user = scratch / "user.elf"
@@ -152,15 +163,19 @@ class _Build:
         embedded = self._compile(_Unit(embedding, (*KERNEL_FLAGS, f"-I{scratch}")), user.read_bytes())
         objects = [*(made[unit] for unit in kernel_units), embedded]
 
-        def link(name: str) -> None:
+        def link(name: str, parts: list[Path], script: Path | None) -> None:
             output = scratch / _file(name)
-            if name == NATIVE:
-                self._link([made[unit] for unit in native_units], output, None)
-            else:
-                self._link([made[main_units[name]], *objects], output, ROOT / "guest.ld")
+            self._link(parts, output, script)
             os.replace(output, self.directory / _file(name))
 
-        list(pool.map(link, [*main_units, NATIVE]))
+        links = [pool.submit(link, NATIVE, [made[unit] for unit in native_units], None)]
+        for guest in mains.values():
+            for platform, name in guest.images.items():
+                folder, script = LAYERS[platform]
+                parts = [made[main_units[guest.name]], *objects, *(made[unit] for unit in layer_units[platform])]
+                links.append(pool.submit(link, name, parts, ROOT / folder / script))
+        for done in links:
+            done.result()
 
     def _compile(self, unit: _Unit, embedded: bytes = b"") -> Path:
         """The object of one unit: found under its key, or compiled and put there."""
@@ -170,7 +185,7 @@ class _Build:
         self.used.add(output.name)
         if not output.exists():
             temporary = output.with_suffix(f".{os.getpid()}.{threading.get_ident()}.o")
-            includes = [f"-I{ROOT / 'include'}", f"-I{unit.source.parent}"]
+            includes = [f"-I{folder}" for folder in (ROOT / "include", ROOT / "hal/x86", unit.source.parent)]
             self._call(
                 [*self.compiler.compile, *unit.flags, *includes, "-c", str(unit.source), "-o", str(temporary)],
                 unit.source,
@@ -207,7 +222,7 @@ def _sources(folder: str, *suffixes: str) -> list[Path]:
 
 def _source_stamp(executable: str) -> str:
     """The stamp of everything a build reads: the folders, the files in them, the compiler and this file."""
-    paths = [executable, "build.py", "guest.ld"]
+    paths = [executable, "build.py", "catalog.py"]
     for folder in SOURCE_FOLDERS:
         paths.append(folder)
         paths.extend(f"{folder}/{source.name}" for source in _sources(folder, ".c", ".h", ".S", ".ld"))

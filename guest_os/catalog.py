@@ -17,12 +17,24 @@ STAMP = "stamp"
 NATIVE = "native"
 
 
+PLATFORMS = ("bare", "xen")
+"""What a guest is built for: the bare machine (PVH and the Linux 64-bit boot protocol), a paravirtual domain of Xen."""
+ONLY_BARE = frozenset({"drivers", "rings"})  # they drive virtio-mmio, which a paravirtual domain does not have
+ONLY_XEN = frozenset({"hypercalls"})  # they are about what a bare machine does not have
+
+
 class Guest(NamedTuple):
-    """One guest: the file guests/NAME.c and the image made of it."""
+    """One guest: the file guests/NAME.c and the images made of it."""
 
     name: str
     description: str  # one line
     source: Path
+    platforms: tuple[str, ...]  # of PLATFORMS
+
+    @property
+    def images(self) -> dict[str, str]:
+        """What each platform's image is called, without its suffix."""
+        return {platform: image_name(self.name, platform) for platform in self.platforms}
 
 
 def guests() -> dict[str, Guest]:
@@ -31,12 +43,21 @@ def guests() -> dict[str, Guest]:
     for source in sorted((ROOT / "guests").glob("*.c")):
         with open(source, encoding="utf-8") as text:
             description = text.readline().strip().removeprefix("/*").removesuffix("*/").strip()
-        table[source.stem] = Guest(source.stem, description, source)
+        only = 0 if source.stem in ONLY_BARE else 1 if source.stem in ONLY_XEN else None
+        platforms = PLATFORMS if only is None else PLATFORMS[only : only + 1]
+        table[source.stem] = Guest(source.stem, description, source, platforms)
     return table
 
 
-def image(name: str) -> Path:
-    """The ELF file of guest `name`. Raises BuildError when there is no such guest or it cannot be built."""
+def image_name(name: str, platform: str = "bare") -> str:
+    """What the image of a guest for a platform is called: `hello`, `hello.xen`."""
+    return name if platform == "bare" else f"{name}.{platform}"
+
+
+def image(name: str, platform: str = "bare") -> Path:
+    """The ELF file of guest `name` for one of PLATFORMS. Raises BuildError when there is no such guest or it cannot be
+    built."""
+    name = image_name(name, platform)
     return _built(f"{name}.elf", name)
 
 

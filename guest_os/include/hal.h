@@ -1,7 +1,7 @@
 /* The hardware layer: the only way the kernel touches the machine.
  *
- * hal/x86_64/ implements it on bare x86-64. Another layer (Xen PV, riscv64) stands beside it and implements the
- * same names; nothing in kernel/, drivers/, guests/ knows which one it runs on. Addresses called `physical` are the
+ * hal/x86_64/ implements it on bare x86-64, hal/xen_x86_64/ as a paravirtual domain of Xen; what these two share is in
+ * hal/x86/. Nothing in kernel/, drivers/, guests/ knows which one it runs on. Addresses called `physical` are the
  * guest's. Unless stated otherwise a function is called with interrupts disabled, which is how the kernel runs.
  */
 #pragma once
@@ -17,7 +17,7 @@ struct memory_range {
 };
 
 struct boot_info {
-    const char *protocol;     /* "pvh" or "linux64" */
+    const char *protocol;     /* "pvh", "linux64" or "xen-pv" */
     const char *command_line; /* NUL-terminated, never NULL */
     uint64_t memory_bytes;    /* sum of the usable ranges */
     unsigned range_count;
@@ -67,13 +67,16 @@ uint64_t hal_ticks(void);
 
 /* ---- devices ------------------------------------------------------------------------------------------------- */
 
+/* Why the machine has no memory-mapped devices at all; NULL when it can have some. */
+const char *hal_device_absence(void);
 /* Where the kernel sees the registers at this physical address; NULL when it cannot reach `size` bytes there. */
 volatile void *hal_device_registers(uint64_t physical, size_t size);
 /* Orders the stores a device must see in order (virtio 1.2, 2.7.13.3: a full barrier where a read follows). */
 void hal_memory_barrier(void);
 /* For the workloads, eight operations for each of `eights`; the sum of what was read. */
 uint64_t hal_privileged_register(unsigned eights); /* writes 1 .. 8 and reads back */
-void hal_port_prepare(uint8_t value);
+/* NULL, or why the machine has no I/O port that keeps `value`. */
+const char *hal_port_prepare(uint8_t value);
 uint64_t hal_port_read(unsigned eights);
 
 /* ---- memory and address spaces -------------------------------------------------------------------------------- */
@@ -89,10 +92,12 @@ enum page_rights {
 
 struct space; /* an address space: the root of a tree of page tables; every one has the kernel half */
 
-void *hal_kernel_address(uint64_t physical); /* of RAM; NULL above what the kernel maps */
+void *hal_kernel_address(uint64_t physical); /* of RAM; NULL above what the kernel can map */
 uint64_t hal_physical(const void *kernel_address);
 uint64_t hal_kernel_end(void);   /* physical: first byte after the image, page-aligned */
 uint64_t hal_kernel_reach(void); /* physical: first byte hal_kernel_address() cannot give */
+/* Makes RAM above hal_kernel_end() usable at its kernel address, for good; false when it cannot be. */
+bool hal_kernel_open(uint64_t physical, uint64_t size);
 
 struct space *hal_space_create(void); /* empty user half; NULL when out of table pages */
 /* Maps one page (`size` is PAGE_SIZE or LARGE_PAGE_SIZE, addresses aligned to it); false when out of table pages. */
@@ -101,9 +106,14 @@ bool hal_space_map(struct space *space, uint64_t address, uint64_t physical, uin
 void hal_space_unmap(struct space *space, uint64_t address);
 /* The page-table entry of an address mapped with PAGE_SIZE; NULL when there is none. */
 uint64_t *hal_space_entry(struct space *space, uint64_t address);
-/* Changes one entry; the old translation may be used until hal_flush_page(). */
-void hal_entry_set(uint64_t *entry, uint64_t physical, unsigned rights);
-void hal_flush_page(uint64_t address);
+/* Changes the entry that maps `address` in the current space, and forgets the old translation. */
+void hal_page_change(uint64_t *entry, uint64_t address, uint64_t physical, unsigned rights);
+/* The same for a list, in whatever way is cheapest for many. */
+struct page_change {
+    uint64_t *entry;
+    uint64_t address, physical;
+};
+void hal_pages_change(const struct page_change *changes, unsigned count, unsigned rights);
 void hal_space_switch(struct space *space); /* NULL: the kernel's own */
 
 /* ---- traps and user mode -------------------------------------------------------------------------------------- */

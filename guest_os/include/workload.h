@@ -28,7 +28,7 @@ struct workload {
 /* USER workloads are programs and run where programs run; KERNEL workloads exercise what only a kernel may do. */
 #define USER_WORKLOADS(X) X(cpu) X(memory) X(call) X(syscall) X(divzero) X(pgfault)
 #define KERNEL_WORKLOADS(X) \
-    X(ptemod) X(cr) X(portin) X(mmio) X(ctxswitch) X(irq) X(blk_seq) X(blk_rand) X(console)
+    X(ptemod) X(ptebatch) X(cr) X(portin) X(mmio) X(ctxswitch) X(irq) X(blk_seq) X(blk_rand) X(console)
 
 /* The workloads of this place, up to a NULL (table.c). */
 extern const struct workload *const workloads[];
@@ -81,6 +81,9 @@ uint64_t place_device(unsigned eights); /* reads a device register that holds 0x
 #define PLACE_WORD(i) (0x1111111111111111ull * ((i) + 1))
 const char *place_window_prepare(void);
 uint64_t place_window(unsigned i); /* makes a page-table entry show page i (0, 1); reads the first word through it */
+#define PLACE_WINDOWS 64
+const char *place_windows_prepare(void);
+uint64_t place_windows(unsigned i); /* the same with so many entries at once; the sum of what is read through each */
 const char *place_spaces_prepare(void);
 uint64_t place_space(unsigned i); /* goes to address space i (0, 1) and reads a word there; 0 is the last */
 const char *place_interrupt_prepare(void);

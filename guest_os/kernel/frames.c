@@ -20,7 +20,7 @@ uint64_t frames_take(uint64_t size)
 {
     uint64_t start = (frames_mark() + size - 1) & ~(size - 1);
     uint64_t end = memory_end();
-    if (start > end || end - start < size)
+    if (start > end || end - start < size || !hal_kernel_open(start, size))
         return 0;
     next = start + size;
     return start;

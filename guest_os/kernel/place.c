@@ -6,7 +6,7 @@
 #define NAME(name) #name,
 const char *const place_names_below[] = {USER_WORKLOADS(NAME) NULL};
 
-#define WINDOW 0x10000000 /* in user halves made for the purpose: one page */
+#define WINDOW 0x10000000 /* in user halves made for the purpose: one page, or PLACE_WINDOWS */
 
 void place_write(const char *text, size_t length)
 {
@@ -73,10 +73,19 @@ uint64_t place_privileged(unsigned eights)
     return hal_privileged_register(eights);
 }
 
+/* The reason as one that says that there can be no such thing here; NULL for none. */
+static const char *unsupported(const char *absence)
+{
+    static char reason[96];
+    if (absence == NULL)
+        return NULL;
+    write_text(reason, sizeof reason, UNSUPPORTED "%s", absence);
+    return reason;
+}
+
 const char *place_port_prepare(uint8_t value)
 {
-    hal_port_prepare(value);
-    return NULL;
+    return unsupported(hal_port_prepare(value));
 }
 
 uint64_t place_port(unsigned eights)
@@ -88,6 +97,8 @@ static volatile const uint32_t *magic_value;
 
 const char *place_device_prepare(void)
 {
+    if (hal_device_absence() != NULL)
+        return unsupported(hal_device_absence());
     magic_value = virtio_any_registers();
     return magic_value != NULL ? NULL : "no virtio-mmio device on the command line";
 }
@@ -143,9 +154,32 @@ const char *place_window_prepare(void)
 
 uint64_t place_window(unsigned i)
 {
-    hal_entry_set(window_entry, window_frame[i], PAGE_USER | PAGE_WRITE);
-    hal_flush_page(WINDOW);
+    hal_page_change(window_entry, WINDOW, window_frame[i], PAGE_USER | PAGE_WRITE);
     return *(volatile const uint64_t *)WINDOW;
+}
+
+/* The windows are neighbours in one page table, and so are their entries. */
+static struct page_change changes[2][PLACE_WINDOWS];
+
+const char *place_windows_prepare(void)
+{
+    const char *reason = place_window_prepare();
+    for (unsigned i = 0; reason == NULL && i < PLACE_WINDOWS; i++) {
+        for (unsigned page = 0; page < 2; page++)
+            changes[page][i] = (struct page_change){window_entry + i, WINDOW + i * PAGE_SIZE, window_frame[page]};
+    }
+    return reason;
+}
+
+uint64_t place_windows(unsigned i)
+{
+    uint64_t sum = 0;
+    hal_pages_change(changes[i], PLACE_WINDOWS, PAGE_USER | PAGE_WRITE);
+    for (uint64_t at = WINDOW; at < WINDOW + PLACE_WINDOWS * PAGE_SIZE; at += 8 * PAGE_SIZE) {
+#define ADD(i) sum += *(volatile const uint64_t *)(at + (i) * PAGE_SIZE)
+        ADD(0), ADD(1), ADD(2), ADD(3), ADD(4), ADD(5), ADD(6), ADD(7);
+    }
+    return sum;
 }
 
 const char *place_spaces_prepare(void)
@@ -184,6 +218,8 @@ uint64_t place_interrupt(void)
 
 const char *place_disk_prepare(uint64_t *size)
 {
+    if (hal_device_absence() != NULL)
+        return unsupported(hal_device_absence());
     struct virtio_blk *disk = virtio_blk_disk();
     if (disk == NULL)
         return "no virtio-blk device that works";

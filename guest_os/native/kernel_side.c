@@ -76,38 +76,55 @@ uint64_t place_device(unsigned eights)
     return FAILED;
 }
 
-/* ---- a page-table entry: one page of a memory file mapped over another ------------------------------------------ */
+/* ---- page-table entries: pages of a memory file mapped over others ----------------------------------------------- */
 
 #define WINDOW 0x10000000ull
 
-/* The nearest a process has to a page-table update: mmap of a fixed page replaces the entry and flushes it;
- * MAP_POPULATE fills the new one at once, so that reading through it takes no fault. */
-static bool show(int64_t file, unsigned page)
+static int64_t pages = -1; /* the file: PLACE_WINDOWS pages that hold PLACE_WORD(0), and as many with PLACE_WORD(1) */
+
+/* The nearest a process has to a page-table update: mmap of fixed pages replaces the entries and flushes them, many in
+ * one call; MAP_POPULATE fills the new ones at once, so that reading through them takes no fault. */
+static bool show(unsigned i, unsigned count)
 {
-    return linux_call6(LINUX_MMAP, WINDOW, PAGE_SIZE, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED | MAP_POPULATE,
-                       (uint64_t)file, page * PAGE_SIZE) == (int64_t)WINDOW;
+    return linux_call6(LINUX_MMAP, WINDOW, count * PAGE_SIZE, PROT_READ | PROT_WRITE,
+                       MAP_SHARED | MAP_FIXED | MAP_POPULATE, (uint64_t)pages,
+                       i * PLACE_WINDOWS * PAGE_SIZE) == (int64_t)WINDOW;
 }
 
-static int64_t pages = -1;
-
-const char *place_window_prepare(void)
+const char *place_windows_prepare(void)
 {
     if (pages < 0) {
         pages = linux_call(LINUX_MEMFD_CREATE, (uint64_t) "window", 0, 0);
-        if (pages < 0 || linux_call(LINUX_FTRUNCATE, (uint64_t)pages, 2 * PAGE_SIZE, 0) != 0)
+        if (pages < 0 || linux_call(LINUX_FTRUNCATE, (uint64_t)pages, 2 * PLACE_WINDOWS * PAGE_SIZE, 0) != 0)
             return "no memory file";
     }
     for (unsigned i = 0; i < 2; i++) {
-        if (!show(pages, i))
+        if (!show(i, PLACE_WINDOWS))
             return "no page can be mapped";
-        *(volatile uint64_t *)WINDOW = PLACE_WORD(i);
+        for (unsigned page = 0; page < PLACE_WINDOWS; page++)
+            *(volatile uint64_t *)(WINDOW + page * PAGE_SIZE) = PLACE_WORD(i);
     }
     return NULL;
 }
 
+const char *place_window_prepare(void)
+{
+    return place_windows_prepare();
+}
+
 uint64_t place_window(unsigned i)
 {
-    return show(pages, i) ? *(volatile const uint64_t *)WINDOW : FAILED;
+    return show(i, 1) ? *(volatile const uint64_t *)WINDOW : FAILED;
+}
+
+uint64_t place_windows(unsigned i)
+{
+    uint64_t sum = 0;
+    if (!show(i, PLACE_WINDOWS))
+        return FAILED;
+    for (unsigned page = 0; page < PLACE_WINDOWS; page++)
+        sum += *(volatile const uint64_t *)(WINDOW + page * PAGE_SIZE);
+    return sum;
 }
 
 /* ---- an address space: a second process on the same CPU, woken through a pipe ------------------------------------ */

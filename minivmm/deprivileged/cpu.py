@@ -14,9 +14,9 @@ from __future__ import annotations
 
 import errno
 import signal
-import threading
 import time
 from fcntl import ioctl
+from threading import get_ident
 
 from minivmm.deprivileged import stub, walk
 from minivmm.deprivileged.decode import LONGEST_INSTRUCTION, int_n, port_access_before
@@ -50,11 +50,14 @@ _RIP, _RSP, _RFLAGS, _RCX, _R11 = (
     (Run.SYNC_REGS + getattr(abi.kvm_regs, name).offset) // 8 for name in ("rip", "rsp", "rflags", "rcx", "r11")
 )
 _CR2 = (Run.SYNC_SREGS + abi.kvm_sregs.cr2.offset) // 8
-_SELECTOR = abi.kvm_segment.selector.offset
+_CS_SELECTOR, _SS_SELECTOR = (at + abi.kvm_segment.selector.offset for at in (CS, SS))
+
+_RFLAGS_ALWAYS = RFLAGS_IF | RFLAGS_RESERVED
 
 _KVM_RUN = abi.KVM_RUN
 _IO = Run.IO // 8
 _EXIT_IO, _EXIT_MMIO = int(Exit.IO), int(Exit.MMIO)
+_SYSCALL_PORT = stub.SYSCALL_PORT
 _IDT = 2  # in an error code: the rest of it is a vector, of a software interrupt
 _WAIT = 20e-6  # seconds between two looks at a vCPU that was kicked
 
@@ -101,7 +104,7 @@ class DeprivilegedCpu(StoringCpu):
 
         The hot path of every guest in here: benchmark `ring3`.
         """
-        self._thread = threading.get_ident()
+        self._thread = get_ident()
         vcpu = self.vcpu
         run64 = vcpu.run64
         if self._answer_at is not None:
@@ -119,7 +122,7 @@ class DeprivilegedCpu(StoringCpu):
         rip = run64[_RIP]
         if (rip + (1 << 47)) & (1 << 64) - 1 >= 1 << 48:  # not canonical: the fault of the next fetch
             return Trap(Vector.GP, 0, 0, rip)
-        run64[_RFLAGS] = run64[_RFLAGS] & RFLAGS_RING3 | RFLAGS_IF | RFLAGS_RESERVED
+        run64[_RFLAGS] = run64[_RFLAGS] & RFLAGS_RING3 | _RFLAGS_ALWAYS
         # Before it looks at what is to be stored and flushed: whoever asks for more finds it running.
         self._runs += 1
         self.running = True
@@ -165,15 +168,15 @@ class DeprivilegedCpu(StoringCpu):
 
     def _in_stub(self) -> bool:
         """Whether the vCPU is at code of ours. Code of ours never loops, so this never lasts."""
-        ring: int = self.vcpu.run_bytes[CS + _SELECTOR] & 3
+        ring: int = self.vcpu.run_bytes[_CS_SELECTOR] & 3
         rip: int = self.vcpu.run64[_RIP]
         return ring == 0 or rip & -PAGE_SIZE == self.monitor.gate_va
 
     def _take_selectors(self) -> None:
         """Ring 3 was left from itself: CS and SS are its own."""
         run_bytes = self.vcpu.run_bytes
-        self.cs = int.from_bytes(run_bytes[CS + _SELECTOR : CS + _SELECTOR + 2], "little")
-        self.ss = int.from_bytes(run_bytes[SS + _SELECTOR : SS + _SELECTOR + 2], "little")
+        self.cs = int.from_bytes(run_bytes[_CS_SELECTOR : _CS_SELECTOR + 2], "little")
+        self.ss = int.from_bytes(run_bytes[_SS_SELECTOR : _SS_SELECTOR + 2], "little")
 
     def _event(self) -> Event:
         """What the exit in kvm_run means."""
@@ -182,13 +185,12 @@ class DeprivilegedCpu(StoringCpu):
         reason = vcpu.run32[_REASON]
         if reason == _EXIT_IO:
             port = run64[_IO] >> 16 & 0xFFFF
-            ring = vcpu.run_bytes[CS + _SELECTOR] & 3
-            if port == stub.SYSCALL_PORT and self._in_stub():
+            if port == _SYSCALL_PORT and self._in_stub():
                 # On SVM the gate's `out` would be completed by the next KVM_RUN: not any more when RIP has left it.
                 rip = run64[_RIP] = run64[_RCX]
                 run64[_RFLAGS] = run64[_R11]
                 return SystemCall(rip)
-            if ring == 0:
+            if vcpu.run_bytes[_CS_SELECTOR] & 3 == 0:
                 return self._trap(port)
             if port == self._call_port and run64[_IO] & 0xFF == abi.KVM_EXIT_IO_OUT:
                 self._take_selectors()
@@ -254,7 +256,7 @@ class DeprivilegedCpu(StoringCpu):
             end = run64[_RIP]
             length = min(LONGEST_INSTRUCTION, (end - 1) % PAGE_SIZE + 1)  # no longer, lest the page before is not there
             code = walk.read(self.monitor.memory, self.root, end - length, length)
-            run64[_RIP] = end - port_access_before(code, stub.SYSCALL_PORT, access >> 8 & 0xFF)
+            run64[_RIP] = end - port_access_before(code, _SYSCALL_PORT, access >> 8 & 0xFF)
         else:
             vcpu.run_bytes[REGS] = saved
         return Trap(Vector.GP, 0, 0, run64[_RIP])

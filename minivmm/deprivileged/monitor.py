@@ -99,6 +99,13 @@ def tss_type() -> int:
     return descriptors.TSS_AVAILABLE if Path("/sys/module/kvm_amd").exists() else descriptors.TSS_BUSY
 
 
+@cache
+def software_back_end() -> bool:
+    """Whether ring 3 runs on the processor as it is, without VMX or SVM between them: then CR0.TS, debug registers and
+    XCR0 of a vCPU mean nothing to it (docs/deprivileged.md)."""
+    return Path("/sys/module/kvm_pvm").exists()
+
+
 # May come at ring 0 too: they get a stack of their own.
 ON_IST1 = frozenset({Vector.DB, Vector.NMI, Vector.DF, Vector.MC})
 
@@ -145,8 +152,6 @@ class Monitor:
         self.open_ports = open_ports if open_ports is None else frozenset(open_ports)
         self.call_port = stub.CALL_PORT if call_port else -1
         """The port that makes a system call at ring 3; -1: none."""
-        self.pending: dict[int, dict[int, None]] = {}
-        """What each vCPU's stub has yet to store (stores.py)."""
         self.memory = memory
         self.base = base
         self.size = self.pages(memory, cpus) * PAGE_SIZE

@@ -6,9 +6,10 @@ in at every entry. The rest costs a call each.
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Sequence
 
-from minivmm.deprivileged.monitor import SEGMENTS, TSS_LIMIT, Monitor, Selector
+from minivmm.deprivileged.monitor import SEGMENTS, TSS_LIMIT, Monitor, Selector, software_back_end
 from minivmm.deprivileged.segments import Segments
 from minivmm.errors import KvmError
 from minivmm.kvm import abi
@@ -25,9 +26,13 @@ RFLAGS_RING3 = 0x24_4DD5  # what ring 3 may have as it likes: CF PF AF ZF SF TF 
 _SYSCALL_CLEARS = 0x4_7700  # TF, IF, DF, IOPL, NT, AC: as Linux has it
 
 DR6_RESET, DR7_RESET = 0xFFFF_0FF0, 0x400  # SDM 3A table 10-1
-DR7_USABLE = 0xFFFF_03FF  # not GD, which would fault on the kernel's own accesses, and nothing reserved
+DR6_SETTABLE, DR7_SETTABLE = 0xE00F, 0xFFFF_03FF  # not GD, which is for whoever writes them, and nothing reserved
+
+# Words of an XSAVE area (SDM 1 13.4.2): which states are not their initial ones. Linux takes MXCSR in only with SSE.
+XSTATE_BV, X87_AND_SSE = 512 // 4, 3
 
 REGS = slice(Run.SYNC_REGS, Run.SYNC_SREGS)  # of kvm_run
+SREGS = slice(Run.SYNC_SREGS, Run.SYNC_SREGS + ctypes.sizeof(abi.kvm_sregs))
 _FS_BASE, _GS_BASE = ((Run.SYNC_SREGS + getattr(abi.kvm_sregs, name).offset) // 8 for name in ("fs", "gs"))
 
 
@@ -41,7 +46,6 @@ class Ring3State:
     def __init__(self, vcpu: Vcpu, monitor: Monitor, index: int = 0) -> None:
         self.vcpu = vcpu
         self.monitor = monitor
-        self._index = index
         self._area = monitor.cpus[index]
         self._stack = monitor.memory.view(self._area.stack, PAGE_SIZE).cast("Q")
         self.segments = Segments(monitor.memory, self._area)
@@ -50,8 +54,9 @@ class Ring3State:
         self._sregs = abi.kvm_sregs.from_buffer(vcpu.run_bytes, Run.SYNC_SREGS)
         self._first_sregs = bytes(self._sregs)
         self._first_xsave = vcpu.get_xsave()
-        self._xcr0: int | None = None  # as it was, once set_xcr0 has changed it
-        self._debugged = False
+        self._first_xsave.region[XSTATE_BV] |= X87_AND_SSE
+        self.xcr0 = self._first_xcr0 = vcpu.get_xcr0()
+        """XCR0: the extended states that count, once CR4.OSXSAVE is set (`set_xcr0`)."""
         self._begin()
 
     def _set_up(self) -> None:
@@ -73,13 +78,13 @@ class Ring3State:
         vcpu.set_msr(MSR_LSTAR, monitor.gate_va)
         vcpu.set_msr(MSR_SFMASK, _SYSCALL_CLEARS)
         vcpu.share_registers()
-        vcpu.run_bytes[Run.SYNC_SREGS : Run.SYNC_SREGS + len(bytes(sregs))] = bytes(sregs)
+        vcpu.run_bytes[SREGS] = bytes(sregs)
 
     def _begin(self) -> None:
         """Registers and segments as they are at first."""
         run_bytes = self.vcpu.run_bytes
         run_bytes[REGS] = bytes(REGS.stop - REGS.start)
-        run_bytes[Run.SYNC_SREGS : Run.SYNC_SREGS + len(self._first_sregs)] = self._first_sregs
+        run_bytes[SREGS] = self._first_sregs
         self.regs.rflags = RFLAGS_RESERVED | RFLAGS_IF
         self.root = self.monitor.root
         self.cs, self.ss = Selector.USER64, Selector.USER_DATA
@@ -89,12 +94,9 @@ class Ring3State:
         vcpu = self.vcpu
         vcpu.clear_events()
         vcpu.set_xsave(self._first_xsave)
-        if self._xcr0 is not None:
-            vcpu.set_xcr0(self._xcr0)
-            self._xcr0 = None
-        if self._debugged:
-            self.set_debug_registers((0, 0, 0, 0, DR6_RESET, DR7_RESET))
-            self._debugged = False
+        vcpu.set_xcr0(self._first_xcr0)
+        self.xcr0 = self._first_xcr0
+        self.set_debug_registers((0, 0, 0, 0, DR6_RESET, DR7_RESET))
         self.segments.load_gdt(b"")
         self.segments.load_ldt(b"")
         self._begin()
@@ -198,7 +200,8 @@ class Ring3State:
 
     @property
     def task_switched(self) -> bool:
-        """CR0.TS: while it is set x87, SSE and AVX instructions are #NM."""
+        """CR0.TS: while it is set x87, SSE and AVX instructions are #NM. Not on a software back end, where ring 3 uses
+        them whatever it is."""
         return bool(self._sregs.cr0 & Cr0.TS)
 
     @task_switched.setter
@@ -206,23 +209,33 @@ class Ring3State:
         self._sregs.cr0 = self._sregs.cr0 & ~Cr0.TS | (Cr0.TS if value else 0)
 
     def set_xcr0(self, value: int) -> bool:
-        """Which extended state ring 3 may use (SDM 1 13.3). False, and nothing changed, where this KVM refuses it."""
+        """Gives ring 3 XSAVE (CR4.OSXSAVE) and the states in `value` (SDM 1 13.3). At first it has x87 and SSE without.
+
+        False, and nothing changed, where the vCPU's CPUID has not got them. On a software back end ring 3 has what the
+        host's programs have, whatever is set.
+        """
+        before = bytes(self._sregs)
+        self._sregs.cr4 |= Cr4.OSXSAVE
         try:
-            before = self.vcpu.get_xcr0()
+            self.vcpu.set_sregs(self._sregs)
             self.vcpu.set_xcr0(value)
         except KvmError:
+            self.vcpu.run_bytes[SREGS] = before
+            self.vcpu.set_sregs(self._sregs)
             return False
-        if self._xcr0 is None:
-            self._xcr0 = before
+        self.xcr0 = value
         return True
 
     def set_debug_registers(self, values: Sequence[int]) -> bool:
-        """DR0 to DR3, DR6 and DR7, for breakpoints of ring 3."""
+        """DR0 to DR3, DR6 and DR7, for breakpoints of ring 3, at addresses that the policy has checked are not the
+        monitor's. False, and nothing done, on a software back end, where ring 3 never meets one; QEMU's emulation of
+        SVM takes them, and its ring 3 meets none either."""
+        if software_back_end():
+            return False
         *addresses, status, control = values
-        registers = abi.kvm_debugregs(dr6=status & 0xFFFF_FFFF, dr7=control & DR7_USABLE | DR7_RESET)
+        registers = abi.kvm_debugregs(dr6=status & DR6_SETTABLE | DR6_RESET, dr7=control & DR7_SETTABLE | DR7_RESET)
         registers.db[:] = addresses
         self.vcpu.set_debug_registers(registers)
-        self._debugged = True
         return True
 
     @property

@@ -31,7 +31,7 @@ _DIRTY = Run.DIRTY_REGS // 8
 _CR3 = (Run.SYNC_SREGS + abi.kvm_sregs.cr3.offset) // 8
 CS, SS = (Run.SYNC_SREGS + getattr(abi.kvm_sregs, name).offset for name in ("cs", "ss"))  # bytes of kvm_run
 _TR_TYPE = Run.SYNC_SREGS + abi.kvm_sregs.tr.offset + abi.kvm_segment.type.offset
-_SEGMENT_SIZE = 24
+_CODE, _STACK = (slice(at, at + 24) for at in (CS, SS))
 
 _MONITOR_CODE, _MONITOR_DATA = (
     bytes(SEGMENTS[selector]) for selector in (Selector.MONITOR_CODE, Selector.MONITOR_DATA)
@@ -47,7 +47,6 @@ class StoringCpu(Ring3State):
         """How often the stub stored something, a list of addresses each time."""
         self._tss_type = tss_type()
         self._stores: dict[int, None] = {}  # machine addresses, in order
-        monitor.pending[index] = self._stores
         self._flush_wanted = False
         self._kicked = False  # since the last run
         self._answer_at: tuple[int, int] | None = None  # where in kvm_run a read waits for its data, and how much
@@ -63,21 +62,11 @@ class StoringCpu(Ring3State):
             self._stores[address] = None
 
     def forget_page(self, address: int) -> None:
-        """The frame at machine `address` becomes something else: from this vCPU's next instruction on no vCPU uses what
-        was made of its contents as a page table, and this one no translation to it either. Others need a `flush`.
-
-        Before it becomes a page table again: `settle_page`.
-        """
+        """The frame at machine `address` becomes something else. From this vCPU's next instruction on no vCPU uses what
+        KVM made of its contents as a page table, and this one no translation to it; `apply_stores` makes that now, and
+        a `flush` of another vCPU tells that one. When a frame becomes a page table, the vCPU that makes it one calls
+        this, whoever did before: nothing that was written meanwhile is missed then."""
         self._stores[address + 1] = None
-
-    def settle_page(self, address: int) -> None:
-        """The frame at machine `address` becomes a page table: returns when nothing made of its contents of before is
-        left in the machine. Costs a run of the stub when some vCPU forgot the page and has not run since, and nothing
-        otherwise. Raises ValueError as `apply_stores` does."""
-        mark = address + 1
-        if any(mark in stores for stores in tuple(self.monitor.pending.values())):
-            self._stores[mark] = None
-            self.apply_stores()
 
     def flush(self) -> None:
         """Has the next run begin with no translation cached: another vCPU stored entries it may have. Thread-safe."""
@@ -157,13 +146,9 @@ class StoringCpu(Ring3State):
     def _load(self, code: bytes, stack: bytes) -> None:
         """Has the next KVM_RUN take in the registers, these segments and the root."""
         vcpu = self.vcpu
-        vcpu.run_bytes[CS : CS + _SEGMENT_SIZE] = code
-        vcpu.run_bytes[SS : SS + _SEGMENT_SIZE] = stack
-        vcpu.run_bytes[_TR_TYPE] = self._tss_type
-        vcpu.run64[_CR3] = self.root
-        vcpu.run64[_DIRTY] = _SYNC_ALL
-
-    def close(self) -> None:
-        """Lets go of the shared page, before the vCPU is closed. Nobody may keep `regs`."""
-        self.monitor.pending.pop(self._index, None)
-        super().close()
+        run_bytes, run64 = vcpu.run_bytes, vcpu.run64
+        run_bytes[_CODE] = code
+        run_bytes[_STACK] = stack
+        run_bytes[_TR_TYPE] = self._tss_type
+        run64[_CR3] = self.root
+        run64[_DIRTY] = _SYNC_ALL

@@ -27,6 +27,16 @@ class Cr4:
     PGE = 1 << 7
     OSFXSR = 1 << 9
     OSXMMEXCPT = 1 << 10
+    OSXSAVE = 1 << 18
+
+
+class Xcr0:
+    """State components (SDM 1 13.1)."""
+
+    X87 = 1 << 0
+    SSE = 1 << 1
+    AVX = 1 << 2
+    AVX512 = 7 << 5  # opmask, the upper halves of ZMM0-15, and ZMM16-31: all of them or none
 
 
 class Efer:

@@ -5,8 +5,8 @@ Every method of the hypervisor's parts runs with `lock` held and, when a guest a
 
 from __future__ import annotations
 
+import os
 import threading
-import time
 from typing import TYPE_CHECKING
 
 from minivmm.memory import PAGE_SIZE, GuestMemory
@@ -102,7 +102,7 @@ class Core:
                 other.cpu.kick()
         for other in others:
             while other.inside:  # until KVM_RUN has returned: then that thread waits for our lock
-                time.sleep(0)
+                os.sched_yield()
             other.cpu.flush()
 
     # -- callbacks of the parts

@@ -24,7 +24,7 @@ from minivmm.kvm.system import Kvm
 from minivmm.memory import HOLE_END, PAGE_SIZE, GuestMemory
 from minivmm.outcome import EndOfRun, Outcome, RunResult
 from minivmm.x86.paging import Pte
-from minivmm.xen import store_domains
+from minivmm.xen import mailbox, store_domains
 from minivmm.xen.abi import XEN_LEGACY_MAX_VCPUS
 from minivmm.xen.builder import build
 from minivmm.xen.clock import NANOSECONDS, Clock
@@ -35,7 +35,7 @@ from minivmm.xen.domain import Domain
 from minivmm.xen.errors import HypercallError
 from minivmm.xen.event_abi import Virq
 from minivmm.xen.frame_words import PageType
-from minivmm.xen.hypercall_page import hypercall_page
+from minivmm.xen.hypercall_page import exitless_page, plain_page
 from minivmm.xen.pit import Ports
 from minivmm.xen.processor import live
 from minivmm.xen.store_ring import StoreConnection
@@ -45,18 +45,21 @@ from minivmm.xen.vcpu import VirtualCpu
 # software back end (docs/backends.md). A kernel asks (XENMEM_machphys_mapping).
 M2P_SLOT = 257
 M2P_VIRT = -1 << 48 & (1 << 64) - 1 | M2P_SLOT << 39
+MAILBOX_PAGES = 4
 _LINK = Pte.PRESENT | Pte.WRITABLE | Pte.USER | Pte.ACCESSED
 _READ_ONLY = Pte.PRESENT | Pte.USER | Pte.ACCESSED
 
 
 class Hypervisor:
     """A machine of `memory` bytes and `cpus` CPUs for domains. `audit` counts every frame's uses again after so many
-    hypercalls (0: never), and ends a domain whose counts are wrong. A context manager. Raises HostError, ConfigError.
+    hypercalls (0: never), and ends a domain whose counts are wrong. `exitless`: whether kernels with a hypercall page
+    and one vCPU get a mailbox (mailbox.py); None: where it pays. A context manager. Raises HostError, ConfigError.
     """
 
-    def __init__(self, memory: int = 64 << 20, *, cpus: int = 1, audit: int = 0) -> None:
+    def __init__(self, memory: int = 64 << 20, *, cpus: int = 1, audit: int = 0, exitless: bool | None = None) -> None:
         self._release = contextlib.ExitStack()
         self.audit = audit
+        self.exitless = mailbox.pays() if exitless is None else exitless
         with contextlib.ExitStack() as undo:
             undo.callback(self._release.close)
             self.memory = GuestMemory(memory)
@@ -64,14 +67,15 @@ class Hypervisor:
             base = self.memory.low_size - Monitor.pages(self.memory, cpus) * PAGE_SIZE
             m2p_tables = 2 + -(-(memory // PAGE_SIZE * 8) // (512 * PAGE_SIZE))
             self._m2p_tables = base - m2p_tables * PAGE_SIZE
-            if self._m2p_tables < PAGE_SIZE:
+            self._mailboxes = self._m2p_tables - cpus * MAILBOX_PAGES * PAGE_SIZE
+            if self._mailboxes < PAGE_SIZE:
                 raise ConfigError(f"{memory >> 20} MiB are too few for a machine of domains", remedy="--mem 64M")
             self.monitor = Monitor(self.memory, base, cpus=cpus, open_ports=())
             with Kvm() as kvm:
                 self._start_machine(kvm, cpus)
             clock = Clock(self.free_cpus[0].vcpu.tsc_khz())
             high = range(HOLE_END // PAGE_SIZE, (HOLE_END + self.memory.high_size) // PAGE_SIZE)
-            frames = chain(range(1, self._m2p_tables // PAGE_SIZE), high)
+            frames = chain(range(1, self._mailboxes // PAGE_SIZE), high)
             self.core = Core(self.memory, frames, clock, M2P_VIRT, lambda: CpuidPolicy(self._leaves))
             self._release.callback(self.core.close)
             self.core.frames.install_hypervisor_slots = self._install
@@ -167,7 +171,7 @@ class Hypervisor:
         core.memory_op.add_domain(domid, max_pages=pages)
         core.events.add_domain(domid, vcpus=vcpus, shared_info=shared_info)
         core.grants.add_domain(domid)
-        domain.store_port = core.events.attach(domid, lambda _port: _serve_store(domain))
+        domain.store_port = core.events.attach(domid, lambda _port: self._serve_store(domain))
         domain.console_port = core.events.attach(domid, lambda _port: _serve_console(domain))
         domain.mfns = [frames.allocate(domid) for _ in range(pages)]
         start = domain.start = build(
@@ -180,8 +184,9 @@ class Hypervisor:
             store_evtchn=domain.store_port,
             console_evtchn=domain.console_port,
         )
+        exitless = self.exitless and vcpus == 1
         if start.hypercall_page_mfn is not None:
-            memory.write(start.hypercall_page_mfn * PAGE_SIZE, hypercall_page())
+            memory.write(start.hypercall_page_mfn * PAGE_SIZE, exitless_page() if exitless else plain_page())
         for pfn, mfn in enumerate(domain.mfns):
             frames.set_machphys(mfn, pfn)
         root = start.page_tables[0]
@@ -218,8 +223,19 @@ class Hypervisor:
         core.clock.write_wall_clock(memory, shared_info)
         for index in range(vcpus):
             domain.vcpus.append(VirtualCpu(domain, index, self.free_cpus.pop(), core))
+        if exitless and start.hypercall_page_mfn is not None:
+            self._give_mailbox(domain.vcpus[0])
         self._set_registers(domain.vcpus[0])
         return domain
+
+    def _give_mailbox(self, vcpu: VirtualCpu) -> None:
+        """The CPU's own pages: three tables, and the mailbox."""
+        top = self._mailboxes + vcpu.cpu.vcpu.id * MAILBOX_PAGES * PAGE_SIZE
+        *tables, page = range(top, top + MAILBOX_PAGES * PAGE_SIZE, PAGE_SIZE)
+        for table, below in zip(tables, [*tables[1:], page], strict=True):
+            self.memory.write(table, (below | _LINK).to_bytes(8, "little").ljust(PAGE_SIZE, b"\0"))
+        vcpu.mailbox = mailbox.Mailbox(self.memory, page)
+        vcpu.mailbox_entry = top | _LINK
 
     def _set_registers(self, vcpu: VirtualCpu) -> None:
         """The first vCPU begins as xen.h says: at the kernel's entry, RSI on start_info."""
@@ -245,6 +261,9 @@ class Hypervisor:
                 domain.threads.append(thread)
             for thread in domain.threads:
                 thread.start()
+            for vcpu in domain.vcpus:
+                if vcpu.mailbox is not None:
+                    vcpu.mailbox.start(vcpu)
 
     def wait(self, domain: Domain) -> RunResult:
         """Waits for its end."""
@@ -310,8 +329,16 @@ class Hypervisor:
         self.stop(domain)
         for thread in domain.threads:
             thread.join()
+        for vcpu in domain.vcpus:
+            if vcpu.mailbox is not None:
+                vcpu.mailbox.close()
         with self.core.lock:
             self._take_back(domain.domid)
+
+    def _serve_store(self, domain: Domain) -> None:
+        """Answers what the domain asks of the store: a bounded part now, the rest when others had their turn."""
+        if domain.store_connection.serve():
+            self.core.timers.set((domain, "store"), self.core.clock.now(), lambda: self._serve_store(domain))
 
     def _take_back(self, domid: int) -> None:
         """Every frame is free again, every count zero, but for frames that another domain has mapped by grant."""
@@ -330,6 +357,7 @@ class Hypervisor:
         """Takes the hypervisor's own hands off a domain, as far as it had been made."""
         core, domid = self.core, domain.domid
         if domain.vcpus:
+            core.timers.cancel((domain, "store"))
             domain.store_connection.close()
             store_domains.remove(core.store, domid)
         for vcpu in domain.vcpus:
@@ -356,10 +384,6 @@ class Hypervisor:
 
     def __exit__(self, *_: Any) -> None:
         self.close()
-
-
-def _serve_store(domain: Domain) -> None:
-    domain.store_connection.serve()
 
 
 def _serve_console(domain: Domain) -> None:

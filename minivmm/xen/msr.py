@@ -24,11 +24,14 @@ HWCR_TSC_FREQ_SEL = 1 << 24  # the TSC counts at P0's frequency: it is invariant
 DE_CFG_LFENCE_SERIALIZE = 1 << 1
 
 
-class Tsc(Protocol):
-    """Who knows the time-stamp counter."""
+class Cpu(Protocol):
+    """The CPU of the machine that a vCPU has."""
 
     def tsc(self) -> int:
-        """As RDTSC gives it."""
+        """The time-stamp counter as RDTSC gives it."""
+
+    def set_xcr0(self, value: int) -> bool:
+        """XCR0, and CR4.OSXSAVE. False on a software back end, where ring 3 has the host's whatever is set."""
 
 
 class MsrOwner(Protocol):
@@ -40,7 +43,7 @@ class MsrOwner(Protocol):
     gs_base_user: int
 
     @property
-    def cpu(self) -> Tsc:
+    def cpu(self) -> Cpu:
         """The CPU it has."""
 
 

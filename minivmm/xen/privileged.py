@@ -9,7 +9,8 @@ What is not in the table, or not allowed, is the domain's own exception.
     rdmsr, wrmsr                       kernel only; the registers of msr.py
     hlt                                kernel only: SCHEDOP_block
     invlpg, invd, wbinvd               kernel only
-    xsetbv, rdpmc                      never: XSAVE and counters are hidden
+    xsetbv                             kernel only, once CR4.OSXSAVE is set
+    rdpmc                              never: counters are hidden
     cli, sti                           by IOPL: do nothing, since the event mask is the kernel's to write
     in, out, ins, outs                 by IOPL: the ports of pit.py
     cpuid, rdtsc, rdtscp               any mode
@@ -26,7 +27,7 @@ from minivmm.kvm.abi import kvm_regs
 from minivmm.x86 import operands
 from minivmm.x86.instruction import Immediate, Instruction, Memory, Operand, Register, Special
 from minivmm.x86.operands import SegmentBases
-from minivmm.x86.registers import Cr0
+from minivmm.x86.registers import Cr0, Cr4, Xcr0
 from minivmm.xen import msr
 from minivmm.xen.abi import EMULATE_PREFIX
 from minivmm.xen.cpuid import Leaf
@@ -63,8 +64,13 @@ class Ports(Protocol):
 class Cpuid(Protocol):
     """What CPUID answers."""
 
-    def leaf(self, function: int, index: int = 0, vcpu: int = 0) -> Leaf:
+    xcr0: int
+
+    def leaf(self, function: int, index: int = 0, vcpu: int = 0, xcr0: int = 0) -> Leaf:
         """EAX, EBX, ECX, EDX."""
+
+    def may_enable(self, xcr0: int) -> bool:
+        """Whether XSETBV takes this value."""
 
 
 class PrivilegedVcpu(msr.MsrOwner, Protocol):
@@ -74,6 +80,7 @@ class PrivilegedVcpu(msr.MsrOwner, Protocol):
     iopl: int
     cr0: int
     cr4: int
+    xcr0: int
     fault_address: int
     debug_registers: list[int]
 
@@ -185,7 +192,7 @@ def _clts(vcpu: PrivilegedVcpu, _found: Instruction) -> bool:
 
 def _cpuid(vcpu: PrivilegedVcpu, _found: Instruction) -> bool:
     regs = vcpu.regs
-    leaf = vcpu.cpuid.leaf(regs.rax & _LOW, regs.rcx & _LOW, vcpu.index)
+    leaf = vcpu.cpuid.leaf(regs.rax & _LOW, regs.rcx & _LOW, vcpu.index, vcpu.xcr0)
     regs.rax, regs.rbx, regs.rcx, regs.rdx = leaf
     return True
 
@@ -247,15 +254,32 @@ def _write_special(vcpu: PrivilegedVcpu, name: str, value: int) -> None:
         case "cr3":
             vcpu.load_cr3(value)
         case "cr4":
-            if value & ~CR4_CHANGEABLE:
-                raise HypercallError(errno.EPERM, f"mov cr4 <- {value:#x}")
-            vcpu.cr4 = value
+            _write_cr4(vcpu, value)
         case "dr0" | "dr1" | "dr2" | "dr3" | "dr6" | "dr7":
             vcpu.set_debug_register(int(name[2:]), value)
         case "dr4" | "dr5" if not vcpu.cr4 & CR4_DE:
             vcpu.set_debug_register(int(name[2:]) + 2, value)
         case _:
             raise HypercallError(errno.EPERM, f"mov to {name}")
+
+
+def _write_cr4(vcpu: PrivilegedVcpu, value: int) -> None:
+    xsave = Cr4.OSXSAVE if vcpu.cpuid.xcr0 & Xcr0.SSE else 0
+    if value & ~(CR4_CHANGEABLE | xsave):
+        raise HypercallError(errno.EPERM, f"mov cr4 <- {value:#x}")
+    if value & ~vcpu.cr4 & Cr4.OSXSAVE:
+        vcpu.cpu.set_xcr0(vcpu.xcr0)  # on hardware xsetbv is #UD, and does not come here, until CR4 has the bit
+    vcpu.cr4 = value
+
+
+def _xsetbv(vcpu: PrivilegedVcpu, _found: Instruction) -> bool:
+    regs = vcpu.regs
+    number, value = regs.rcx & _LOW, (regs.rdx & _LOW) << 32 | regs.rax & _LOW
+    if number != 0 or not vcpu.cr4 & Cr4.OSXSAVE or not vcpu.cpuid.may_enable(value):
+        raise HypercallError(errno.EPERM, f"xsetbv {number} <- {value:#x}")
+    vcpu.cpu.set_xcr0(value)
+    vcpu.xcr0 = value
+    return True
 
 
 def _write_cr0(vcpu: PrivilegedVcpu, value: int) -> None:
@@ -343,6 +367,7 @@ _INSTRUCTIONS: dict[str, tuple[_Allowed, _Execute]] = {
     "lmsw": (_kernel, _lmsw),
     "rdmsr": (_kernel, _rdmsr),
     "wrmsr": (_kernel, _wrmsr),
+    "xsetbv": (_kernel, _xsetbv),
     "hlt": (_kernel, _hlt),
     "invlpg": (_kernel, _nothing),  # the hypervisor flushes what it changes
     "invd": (_kernel, _nothing),

@@ -46,7 +46,7 @@ def _end(vcpu: VirtualCpu, end: EndOfRun) -> None:
 def _serve(vcpu: VirtualCpu, audit: int) -> None:
     """Entered and left with the lock held. The hot path of every domain: benchmark `paravirt`."""
     domain, core, cpu, info = vcpu.domain, vcpu.core, vcpu.cpu, vcpu.info
-    lock = core.lock
+    lock, mailbox = core.lock, vcpu.mailbox
     left = audit
     while domain.end is None:
         if vcpu.blocked or not vcpu.up or domain.paused:
@@ -56,7 +56,8 @@ def _serve(vcpu: VirtualCpu, audit: int) -> None:
             info = vcpu.info  # it has moved
         if vcpu.nmi_pending:
             traps.nmi(vcpu)
-        if info[0] and not info[1]:  # evtchn_upcall_pending, evtchn_upcall_mask
+        # evtchn_upcall_pending, evtchn_upcall_mask
+        if info[0] and not info[1] and (mailbox is None or not mailbox.busy):
             vcpu.update_time()
             traps.upcall(vcpu)
         core.current = None
@@ -98,6 +99,11 @@ def _hypercall(vcpu: VirtualCpu) -> None:
     if number == Hypercall.IRET:
         vcpu.domain.hypercalls["iret"] += 1
         traps.iret(vcpu)
+        return
+    mailbox = vcpu.mailbox
+    done = mailbox.exit(number) if mailbox is not None else None
+    if done is not None:
+        regs.rax = done
     else:
         arguments = (regs.rdi, regs.rsi, regs.rdx, regs.r10, regs.r8, regs.r9)
         regs.rax = call(vcpu, number, arguments) & _WORD

@@ -15,8 +15,9 @@ from __future__ import annotations
 import struct
 
 from minivmm.deprivileged.events import WITH_ERROR_CODE, Vector
+from minivmm.deprivileged.state import RFLAGS_RING3
 from minivmm.outcome import EndOfRun, Outcome
-from minivmm.x86.registers import RFLAGS_IF
+from minivmm.x86.registers import RFLAGS_IF, RFLAGS_RESERVED
 from minivmm.xen import abi
 from minivmm.xen.abi import HYPERVISOR_VIRT_END, HYPERVISOR_VIRT_START
 from minivmm.xen.errors import HypercallError
@@ -24,7 +25,8 @@ from minivmm.xen.hypercall_abi import CallbackType, VmAssistType
 from minivmm.xen.vcpu import Callback, TrapHandler, VirtualCpu, is_canonical
 
 PF_USER = 1 << 2  # page-fault error code: the access came from ring 3
-RFLAGS_CLEARED = 0x3_4100  # TF, NT, RF, VM: what a gate clears
+RFLAGS_CLEARED = 0x7_4100  # TF, NT, RF, VM, as a gate does; and AC: a kernel has no alignment checks
+RFLAGS_DF = 0x400
 RFLAGS_IOPL = 0x3000
 IOPL_SHIFT = 12
 SYSCALL_SIZE = 2  # bytes of `syscall`
@@ -52,10 +54,13 @@ def upcall(vcpu: VirtualCpu) -> None:
 
 
 def nmi(vcpu: VirtualCpu) -> None:
-    """Makes the NMI callback, or calls the handler of vector 2."""
+    """Makes the NMI callback, or calls the handler of vector 2. In a handler, until its iret, NMIs wait."""
+    if vcpu.nmi_masked:
+        return
     vcpu.nmi_pending = False
     handler = vcpu.callbacks.get(CallbackType.NMI) or vcpu.traps.get(Vector.NMI)
     if handler is not None:
+        vcpu.nmi_masked = True
         _enter(vcpu, handler, (), "NMI")
 
 
@@ -70,6 +75,7 @@ def system_call(vcpu: VirtualCpu) -> None:
     regs.rcx, regs.r11 = regs.rip, regs.rflags  # as the instruction leaves them
     vcpu.cpu.cs, vcpu.cpu.ss = abi.FlatRing3.CS64, abi.FlatRing3.SS64  # Xen guesses what they were
     _enter(vcpu, callback, (), "system call")
+    regs.rflags &= ~RFLAGS_DF  # what Xen clears where a kernel would have it in SFMASK
 
 
 def failsafe(vcpu: VirtualCpu) -> None:
@@ -120,13 +126,14 @@ def iret(vcpu: VirtualCpu) -> None:
     except HypercallError as refused:
         raise EndOfRun(Outcome.CRASHED, f"iret without a context: {refused.message}") from refused
     regs.rax, regs.rip, regs.rsp, regs.rflags = context.rax, context.rip, context.rsp, context.rflags
-    if context.flags & abi.ContextFlag.IN_SYSCALL:  # as sysret: what the user finds in RCX and R11
-        regs.rcx, regs.r11 = context.rip, context.rflags
+    if context.flags & abi.ContextFlag.IN_SYSCALL:  # as sysret: what it leaves in RCX and R11
+        regs.rcx, regs.r11 = context.rip, context.rflags & RFLAGS_RING3 | RFLAGS_IF | RFLAGS_RESERVED
     else:
         regs.rcx, regs.r11 = context.rcx, context.r11
     if VmAssistType.ARCHITECTURAL_IOPL in vcpu.domain.vm_assist:
         vcpu.iopl = context.rflags >> IOPL_SHIFT & 3
     vcpu.info[1] = not context.rflags & RFLAGS_IF
+    vcpu.nmi_masked = False
     cpu.cs, cpu.ss = context.cs & 0xFFFF | 3, context.ss & 0xFFFF | 3
     if context.cs & 3 == 3 and not vcpu.enter_user():
         raise EndOfRun(Outcome.CRASHED, "iret to user mode without a user page table (MMUEXT_NEW_USER_BASEPTR)")
@@ -138,9 +145,7 @@ def iret(vcpu: VirtualCpu) -> None:
 def software_interrupt(vcpu: VirtualCpu, vector: int, rip: int) -> None:
     """`int vector` at `rip`, RIP past it: the handler, when its DPL lets this mode in, else the domain's #GP there."""
     handler = vcpu.traps.get(vector)
-    assisted = VmAssistType.ARCHITECTURAL_IOPL in vcpu.domain.vm_assist
-    ring = (0 if assisted else 1) if vcpu.in_kernel else 3
-    if handler is not None and handler.dpl >= ring:
+    if handler is not None and handler.dpl >= (1 if vcpu.in_kernel else 3):
         _enter(vcpu, handler, (), f"int {vector:#x}")
         return
     vcpu.regs.rip = rip

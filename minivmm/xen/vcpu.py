@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, NamedTuple
 from minivmm.deprivileged.cpu import DeprivilegedCpu
 from minivmm.kvm.abi import kvm_regs
 from minivmm.memory import PAGE_SIZE
-from minivmm.x86.registers import Cr0, Cr4
+from minivmm.x86.registers import Cr0, Cr4, Xcr0
 from minivmm.xen import abi
 from minivmm.xen.errors import HypercallError
 from minivmm.xen.guest_pointer import GuestPointers
+from minivmm.xen.mailbox import MAILBOX_SLOT, Mailbox
 
 if TYPE_CHECKING:
     from minivmm.xen.core import Core
@@ -73,8 +74,8 @@ class VirtualCpu:
         self.kernel_stack = 0
         self.kernel_ss = abi.FlatRing3.SS64
         self.iopl = 0
-        self.nmi_pending = False
-        self.cr0, self.cr4 = CR0_AT_START, CR4_AT_START
+        self.nmi_pending = self.nmi_masked = False
+        self.cr0, self.cr4, self.xcr0 = CR0_AT_START, CR4_AT_START, Xcr0.X87
         self.debug_registers = [0, 0, 0, 0, 0, 0, DR6_AT_START, DR7_AT_START]
         self.gs_base_user = 0
         """The base of GS in the mode that is not on the CPU now (MSR_KERNEL_GS_BASE)."""
@@ -85,6 +86,10 @@ class VirtualCpu:
         self._time_written = 0
         self.recent: deque[tuple[int, tuple[int, ...], int]] = deque(maxlen=RECENT_HYPERCALLS)
         """Number, arguments and result of the last hypercalls."""
+        self.mailbox: Mailbox | None = None
+        """Where its kernel may post hypercalls."""
+        self.mailbox_entry = 0
+        """What maps it, in slot MAILBOX_SLOT of the tables the kernel runs on."""
         self.place_info(domain.shared_info + abi.SharedInfo.VCPU_INFO + index * abi.VcpuInfo.SIZE)
 
     # -- what it shares with its guest
@@ -189,6 +194,8 @@ class VirtualCpu:
         """From here on the domain's kernel runs, on its own page tables. GS changes as by swapgs."""
         if not self.in_kernel:
             self.in_kernel = True
+            if self.mailbox is not None:
+                self.mailbox.forget_user()
             self.cpu.gs_base, self.gs_base_user = self.gs_base_user, self.cpu.gs_base
         self.load_root(self.core.tables.kernel_roots[self.domain.domid, self.index])
 
@@ -206,6 +213,17 @@ class VirtualCpu:
     def load_root(self, mfn: int) -> None:
         """The page tables in use are those under `mfn`."""
         self.cpu.root = self.pages.root = mfn * PAGE_SIZE
+        if self.mailbox_entry and self.in_kernel:
+            self.core.memory.write_u64(mfn * PAGE_SIZE + 8 * MAILBOX_SLOT, self.mailbox_entry)
+
+    def hide_mailbox(self, mfn: int) -> None:
+        """User code will run on the tables under `mfn`: no mailbox for it, unless it shares them with the kernel."""
+        if not self.mailbox_entry or mfn in self.core.tables.kernel_roots.values():
+            return
+        address = mfn * PAGE_SIZE + 8 * MAILBOX_SLOT
+        entry = self.core.memory.read_u64(address)
+        if entry:
+            self.core.frames.store_entry(address, entry, 0)
 
     # -- registers the hypervisor keeps for it
 

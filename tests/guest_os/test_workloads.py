@@ -12,7 +12,7 @@ from guest_os import image, native, write_disk
 from tests.guest_os.machines import disk_arguments, qemu, session
 
 NAMES = [
-    *("cpu", "memory", "call", "syscall", "divzero", "pgfault", "ptemod", "cr", "portin", "mmio"),
+    *("cpu", "memory", "call", "syscall", "divzero", "pgfault", "ptemod", "ptebatch", "cr", "portin", "mmio"),
     *("ctxswitch", "irq", "blk-seq", "blk-rand", "console"),
 ]
 PROCESS_HAS_NONE = {"cr", "portin", "mmio"}

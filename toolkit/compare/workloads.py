@@ -27,6 +27,7 @@ WORKLOADS = (
     Workload("divzero", "a division by zero, taken and handled", "divzero"),
     Workload("pgfault", "an access to a page that is not there, taken and handled", "pgfault"),
     Workload("ptemod", "a page-table entry changed and flushed", "ptemod"),
+    Workload("ptebatch", "a page-table entry changed and flushed, 64 at a time"),
     Workload("cr", "a privileged register written: CR8, the task priority", "cr8wr"),
     Workload("portin", "a byte read from an I/O port", "in"),
     Workload("mmio", "a device register read through memory"),

@@ -3,7 +3,7 @@
 #include "instructions.h"
 #include "interrupts.h"
 #include "kernel.h"
-#include "x86.h"
+#include "machine.h"
 
 #define LAPIC_PHYSICAL 0xfee00000
 #define IOAPIC_PHYSICAL 0xfec00000

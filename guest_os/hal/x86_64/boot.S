@@ -7,7 +7,7 @@
  * There is not one loop here and nothing is copied: on a KVM without hardware support each of these instructions
  * is interpreted, at half a microsecond. BSS is zero because both loaders must zero it.
  */
-#include "x86.h"
+#include "machine.h"
 
 /* ELF note that tells a PVH loader where to enter: name "Xen", type 18 = XEN_ELFNOTE_PHYS32_ENTRY. */
     .section .note.pvh, "a", @note

@@ -1,7 +1,7 @@
 /* What the loader told, in either of its two forms. */
 #include "hal.h"
 #include "kernel.h"
-#include "x86.h"
+#include "machine.h"
 
 /* struct hvm_start_info and hvm_memmap_table_entry (xen/include/public/arch-x86/hvm/start_info.h) */
 #define START_INFO_MAGIC 0x336ec578

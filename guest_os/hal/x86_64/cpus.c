@@ -2,7 +2,7 @@
  * 1 MiB, where the trampoline (trampoline.S) is put. */
 #include "interrupts.h"
 #include "kernel.h"
-#include "x86.h"
+#include "machine.h"
 
 /* Interrupt command register (SDM 10.6.1): delivery modes, level assert */
 #define ICR_INIT 0x4500

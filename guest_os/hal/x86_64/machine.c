@@ -1,7 +1,7 @@
 /* The ends a machine can come to, and the register accesses some workloads measure. */
 #include "hal.h"
 #include "instructions.h"
-#include "x86.h"
+#include "machine.h"
 
 #define DEBUG_EXIT 0xf4       /* isa-debug-exit: a byte written ends the machine */
 #define PVPANIC 0x505         /* pvpanic (QEMU docs/specs/pvpanic.txt): bit 0 = the guest panicked */
@@ -55,6 +55,11 @@ void hal_memory_barrier(void)
     __asm__ volatile("mfence" : : : "memory");
 }
 
+const char *hal_device_absence(void)
+{
+    return NULL;
+}
+
 volatile void *hal_device_registers(uint64_t physical, size_t size)
 {
     const uint64_t end = DEVICE_PHYSICAL + 0x40000000ull;
@@ -84,9 +89,10 @@ uint64_t hal_privileged_register(unsigned eights)
     return sum;
 }
 
-void hal_port_prepare(uint8_t value)
+const char *hal_port_prepare(uint8_t value)
 {
     out8(UART_SCRATCH, value);
+    return NULL;
 }
 
 uint64_t hal_port_read(unsigned eights)

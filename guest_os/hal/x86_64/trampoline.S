@@ -1,6 +1,6 @@
 /* From real mode to the kernel half, for the processors started by cpus.c. Copied to TRAMPOLINE: addresses inside it
  * are written relative to that. */
-#include "x86.h"
+#include "machine.h"
 
     .section .rodata.trampoline, "a"
     .globl trampoline, trampoline_end

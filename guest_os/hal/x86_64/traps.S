@@ -1,5 +1,6 @@
-/* Trap entry: one 16-byte stub a vector, one common path, and the way into and out of user mode. */
-#include "x86.h"
+/* Trap entry: one 16-byte stub a vector, one common path. */
+#include "frame.h"
+#include "machine.h"
 
 /* A stub makes every vector leave the same frame: the processor pushes an error code for some vectors only
  * (SDM 6.13), so the others push a zero in its place. The linker script puts the stubs at TRAP_STUBS. */
@@ -17,7 +18,7 @@
     push $vector - 256                  # what is read of it is the low byte
     jmp  interrupt_common
     .else
-    .if !(vector == 8 || (vector >= 10 && vector <= 14) || vector == 17 || vector == 21 || vector == 29 || vector == 30)
+    .if !HAS_ERROR_CODE(vector)
     push $0                             # no error code: a zero where it would be
     .endif
     push $vector - 256                  # what is read of it is the low byte
@@ -32,68 +33,24 @@
  * would mind, and the kernel has none. */
     .section .text.traps, "ax"
 interrupt_common:                       # the stack: vector rip cs rflags rsp ss
-    push %rax                           # the nine registers a C function may change, each
-    push %rcx
-    push %rdx
-    push %rsi
-    push %rdi
-    push %r8
-    push %r9
-    push %r10
-    push %r11
-    movzbl 72(%rsp), %edi               # first argument: the vector, below the nine registers
+    push_changed                        # the nine registers a C function may change
+    movzbl CHANGED_SIZE(%rsp), %edi     # first argument: the vector, below the nine registers
     cld                                 # the C ABI wants DF clear; iretq brings the old one back
     call interrupt_handle
-    pop  %r11                           # and back, in the opposite order
-    pop  %r10
-    pop  %r9
-    pop  %r8
-    pop  %rdi
-    pop  %rsi
-    pop  %rdx
-    pop  %rcx
-    pop  %rax
+    pop_changed
     add  $8, %rsp                       # the vector goes; rip is on top
     iretq                               # back to what was interrupted
 
-/* The stack at trap_handle(), struct registers (traps.c), from rsp up:
+/* The stack at trap_handle(), struct registers (registers.h), from rsp up:
  *   r15 r14 r13 r12 r11 r10 r9 r8 rbp rdi rsi rdx rcx rbx rax | vector error | rip cs rflags rsp ss
- *   pushed here                                               | the stub     | the processor        */
+ *   push_registers                                            | the stub     | the processor        */
     .section .text.traps, "ax"
     .globl trap_common
 trap_common:                            # the stack: vector error rip cs rflags rsp ss
-    push %rax                           # every general register, for the C code to read and to change
-    push %rbx
-    push %rcx
-    push %rdx
-    push %rsi
-    push %rdi
-    push %rbp
-    push %r8
-    push %r9
-    push %r10
-    push %r11
-    push %r12
-    push %r13
-    push %r14
-    push %r15                           # struct registers is complete, rsp points to it
+    push_registers                      # struct registers is complete, rsp points to it
     cld                                 # the C ABI wants DF clear; iretq brings the old one back
     mov  %rsp, %rdi                     # first argument: the registers
     call trap_handle                    # the processor aligned the frame: 22 words, so rsp is 16-aligned here
-    pop  %r15                           # and back, as trap_handle left them
-    pop  %r14
-    pop  %r13
-    pop  %r12
-    pop  %r11
-    pop  %r10
-    pop  %r9
-    pop  %r8
-    pop  %rbp
-    pop  %rdi
-    pop  %rsi
-    pop  %rdx
-    pop  %rcx
-    pop  %rbx
-    pop  %rax
+    pop_registers                       # as trap_handle left them
     add  $16, %rsp                      # vector and error code go; rip is on top
     iretq                               # back to what was interrupted

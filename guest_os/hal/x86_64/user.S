@@ -1,59 +1,20 @@
-/* Into user mode, out of it, and the system call gate. */
+/* Into user mode, and the system call gate. */
+#include "frame.h"
 #include "system_calls.h"
-#include "x86.h"
+#include "machine.h"
 
     .section .text.user, "ax"
 /* user_enter(rdi = pc, rsi = stack, rdx = argument): to ring 3 by sysret. The kernel's place is kept in user_return
  * until hal_user_leave() comes back to it; traps meanwhile use the trap stack. */
     .globl user_enter
 user_enter:
-    push %rbx                           # the ABI's callee-saved registers
-    push %rbp
-    push %r12
-    push %r13
-    push %r14
-    push %r15
+    push_kept                           # what the caller wants kept
     mov  %rsp, user_return              # where hal_user_leave() shall continue
     mov  %rdi, %rcx                     # sysret takes rip from rcx
     mov  $FLAGS_FIXED | FLAGS_IF, %r11d # and rflags from r11: interrupts on in user mode
     mov  %rdx, %rdi                     # the program's first argument
     mov  %rsi, %rsp                     # the program's stack; interrupts are off until sysret
     sysretq                             # ring 3, CS = USER_CS, SS = USER_DS
-
-/* hal_user_leave(rdi = result): back from user_enter(), whatever the trap stack held. */
-    .globl hal_user_leave
-hal_user_leave:
-    mov  %rdi, %rax                     # user_enter()'s return value
-    mov  user_return, %rsp              # the stack of user_enter()
-    pop  %r15
-    pop  %r14
-    pop  %r13
-    pop  %r12
-    pop  %rbp
-    pop  %rbx
-    ret                                 # in the caller of user_enter(), interrupts off
-
-/* hal_copy_from_user(rdi = to, rsi = from, rdx = size): true, or false where the user half does not hold it all.
- * A page fault at one of the two string instructions continues at user_copy_end with al = 0 (user_copy_failed). */
-    .globl hal_copy_from_user, user_copy_words, user_copy_bytes, user_copy_end
-hal_copy_from_user:
-    xor  %eax, %eax                     # false, until all is copied
-    mov  %rsi, %rcx
-    add  %rdx, %rcx                     # the end
-    jc   user_copy_end                  # it wraps
-    shr  $47, %rcx                      # the user half ends at 2^47
-    jnz  user_copy_end
-    mov  %rdx, %rcx
-    shr  $3, %rcx                       # whole words first: on some KVMs each step costs a microsecond
-user_copy_words:
-    rep  movsq
-    mov  %edx, %ecx
-    and  $7, %ecx                       # the bytes that remain
-user_copy_bytes:
-    rep  movsb
-    mov  $1, %eax                       # true
-user_copy_end:
-    ret
 
 /* The gate: a page of its own that every address space maps at GATE_ADDRESS, user-executable. `syscall` lands here
  * with rcx = return address, r11 = rflags, rsp still the program's.
@@ -150,8 +111,3 @@ page_fault_entry:                       # the stack: error rip cs rflags rsp ss
     iretq                               # at the recovery address
 1:  push $VECTOR_PF
     jmp  trap_common
-
-    .section .bss.user, "aw", @nobits
-    .balign 8
-user_return:
-    .skip 8

@@ -2,12 +2,12 @@
 #include "user.h"
 #include "instructions.h"
 #include "kernel.h"
-#include "registers.h"
-#include "x86.h"
+#include "machine.h"
 
-extern char gate[], gate_system_call[];                                        /* user.S */
-extern char user_copy_words[], user_copy_bytes[], user_copy_end[];             /* user.S */
-extern uint64_t user_enter(uint64_t pc, uint64_t stack, uint64_t argument);    /* user.S */
+_Static_assert(CAUSE_DIVIDE == TRAP_DIVIDE && CAUSE_PAGE == TRAP_PAGE, "machine.h: causes");
+
+extern char gate[], gate_system_call[];                                     /* user.S */
+extern uint64_t user_enter(uint64_t pc, uint64_t stack, uint64_t argument); /* user.S */
 
 bool hal_gate_map(struct space *space)
 {
@@ -33,13 +33,4 @@ uint64_t hal_user_run(uint64_t pc, uint64_t stack, uint64_t argument)
         ready = true;
     }
     return user_enter(pc, stack, argument);
-}
-
-bool user_copy_failed(struct registers *r)
-{
-    if (r->rip != (uint64_t)user_copy_words && r->rip != (uint64_t)user_copy_bytes)
-        return false;
-    r->rip = (uint64_t)user_copy_end;
-    r->rax = false;
-    return true;
 }

@@ -60,6 +60,7 @@ def _operate(vcpu: VirtualCpu, operation: MmuextOp) -> None:
         vcpu.load_root(operation.arg1)
     elif cmd == Mmuext.NEW_USER_BASEPTR:
         tables.new_user_baseptr(domid, operation.arg1, vcpu.index)
+        vcpu.hide_mailbox(operation.arg1)
     elif cmd in _FLUSHES:
         pass  # a changed entry never outlives the call that changed it, on any vCPU
     elif cmd == Mmuext.SET_LDT:

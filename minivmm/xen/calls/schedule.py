@@ -77,16 +77,16 @@ def _poll(vcpu: VirtualCpu, argument: int) -> int:
         raise HypercallError(EINVAL, f"{asked.nr_ports} ports cannot be polled at once")
     ports = struct.unpack(f"<{asked.nr_ports}I", vcpu.pages.read(asked.ports, 4 * asked.nr_ports))
     events, domid = vcpu.core.events, vcpu.domain.domid
-    if any([events.is_pending(domid, port) for port in ports]):
+    pending = [events.is_pending(domid, port) for port in ports]  # all of them: one that is no port is refused
+    if any(pending):
         return 0
     if vcpu.event_pending and not vcpu.events_masked:
         return 0
     if asked.timeout and asked.timeout <= vcpu.core.clock.now():
         return 0
     vcpu.blocked = True
+    vcpu.domain.polling += bool(ports) - bool(vcpu.polled)  # a second poll of one multicall replaces the first
     vcpu.polled = frozenset(ports)
-    if ports:
-        vcpu.domain.polling += 1
     if asked.timeout:
         vcpu.core.timers.set((vcpu, "poll"), asked.timeout, vcpu.wake)
     return 0
@@ -137,9 +137,10 @@ def vcpu_op(vcpu: VirtualCpu, cmd: int, index: int, argument: int) -> int:
         case VcpuOp.UP:
             if not target.initialised:
                 raise HypercallError(EINVAL, f"vCPU {index} is not initialised")
-            target.up = True
-            target.update_time(force=True)
-            target.wakeup.notify()
+            if not target.up:  # one that runs has its time already, and its TSC cannot be read
+                target.up = True
+                target.update_time(force=True)
+                target.wakeup.notify()
         case VcpuOp.DOWN:
             target.up = False
             target.set_runstate(abi.Runstate.OFFLINE)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 from minivmm.deprivileged.cpu import DeprivilegedCpu
 from minivmm.deprivileged.events import Event
 from minivmm.deprivileged.monitor import Monitor, Selector
@@ -56,7 +58,7 @@ class AddressSpace:
 class Ring3:
     """The machine, with two vCPUs; the first is entered in `space`."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, open_ports: Collection[int] | None = None, call_port: bool = False) -> None:
         self.memory = GuestMemory(16 << 20)
         with Kvm() as kvm:
             self.vm = kvm.create_vm()
@@ -64,7 +66,7 @@ class Ring3:
             self.vcpus = [self.vm.create_vcpu(number) for number in range(2)]
             for vcpu in self.vcpus:
                 vcpu.set_cpuid(kvm.supported_cpuid())
-        self.monitor = Monitor(self.memory, MONITOR, cpus=len(self.vcpus))
+        self.monitor = Monitor(self.memory, MONITOR, cpus=len(self.vcpus), open_ports=open_ports, call_port=call_port)
         self.cpus = [DeprivilegedCpu(vcpu, self.monitor, vcpu.id) for vcpu in self.vcpus]
         self.cpu = self.cpus[0]
         self.space = self.address_space(0)

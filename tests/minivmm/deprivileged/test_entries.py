@@ -6,8 +6,8 @@ import random
 
 import pytest
 
-from minivmm.deprivileged.stores import STORES_MAX
 from minivmm.deprivileged.events import Event, PortAccess, Trap, Vector
+from minivmm.deprivileged.stores import STORES_MAX
 from minivmm.memory import PAGE_SIZE
 from tests.minivmm.deprivileged.ring3 import (
     CODE,

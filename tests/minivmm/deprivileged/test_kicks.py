@@ -7,6 +7,8 @@ import threading
 import pytest
 
 from minivmm.deprivileged.events import Interrupted, PortAccess, SoftwareInterrupt, SystemCall, Trap, Vector
+from minivmm.deprivileged.stores import STORES_MAX
+from minivmm.kvm.abi import Exit
 from tests.minivmm.deprivileged.ring3 import CODE, DATA, OUT, PORT, SYSCALL, UD2, USER, Ring3
 
 pytestmark = [pytest.mark.kvm, pytest.mark.svm_smoke]
@@ -69,6 +71,24 @@ def test_a_kick_while_io_is_completed_is_not_lost(ring3: Ring3) -> None:
     assert ring3.cpu.regs.rax == 5
 
 
+def test_a_kick_while_entries_are_stored_is_not_lost(ring3: Ring3, monkeypatch: pytest.MonkeyPatch) -> None:
+    cpu, run = ring3.cpu, ring3.vcpus[0].run
+    ring3.enter(UD2)
+
+    def run_kicked() -> Exit | None:
+        monkeypatch.setattr(ring3.vcpus[0], "run", run)
+        cpu.kick()
+        return run()
+
+    for number in range(STORES_MAX + 1):
+        address = ring3.space.frame(DATA) + 8 * number
+        cpu.store_entry(address, USER, 0)
+    monkeypatch.setattr(ring3.vcpus[0], "run", run_kicked)
+    cpu.regs.rip = CODE
+    assert cpu.run() == Interrupted()
+    assert cpu.run() == Trap(Vector.UD, 0, 0, CODE)
+
+
 def test_kicks_at_any_moment_lose_no_event(ring3: Ring3) -> None:
     """A thread kicks at every run while ring 3 goes round through traps and stores, which must come in order."""
     # again: inc r12; ud2; inc r12; syscall; inc r12; int 0x80; inc r12; out; jmp again
@@ -108,3 +128,81 @@ def test_kicks_at_any_moment_lose_no_event(ring3: Ring3) -> None:
         over.set()
         ready.release()
         kicker.join()
+
+
+def test_who_waits_after_a_kick_finds_it_outside_and_what_began_since_is_flushed(ring3: Ring3) -> None:
+    """Two vCPUs spin on a page. Its entry is changed under both, as a shootdown is: store, flush, kick, wait."""
+    first, second = ring3.cpus
+    ring3.enter(UD2)  # a root for the stores
+    # again: mov rax, [rdi]; mov [rsi], rax; jmp again
+    ring3.space.put(CODE, b"\x48\x8b\x07\x48\x89\x06\xeb\xf8")
+    page, entry = DATA, ring3.space.entry(DATA)
+    frames = [ring3.space.frame(DATA + 0x1000 * number) for number in range(2)]
+    shown = [ring3.memory.view(ring3.space.frame(DATA + 0x3000) + 64 * number, 8).cast("Q") for number in range(2)]
+    for number, frame in enumerate(frames):
+        ring3.memory.write_u64(frame, number + 1)
+    over = threading.Event()
+
+    def spin(number: int) -> None:
+        cpu = ring3.cpus[number]
+        cpu.root, cpu.regs.rip = ring3.space.root, CODE
+        cpu.regs.rdi, cpu.regs.rsi = page, DATA + 0x3000 + 64 * number
+        while not over.is_set():
+            assert cpu.run() == Interrupted()
+            lock.acquire()  # as a hypervisor's, for whoever comes out of ring 3
+            lock.release()
+
+    lock = threading.Lock()
+    threads = [threading.Thread(target=spin, args=(number,)) for number in range(2)]
+    for thread in threads:
+        thread.start()
+    try:
+        for turn in range(30):
+            value = turn % 2 + 1
+            while not all(view[0] == value and cpu.running for view, cpu in zip(shown, ring3.cpus, strict=True)):
+                pass
+            with lock:
+                for cpu in ring3.cpus:
+                    cpu.kick()
+                    cpu.wait_outside()
+                    assert not cpu.running
+                # Both threads wait for the lock, and nobody runs: the first may be borrowed to store.
+                first.store_entry(entry, ring3.memory.read_u64(entry), frames[turn % 2 ^ 1] | USER)
+                first.apply_stores()
+                second.flush()
+    finally:
+        over.set()
+        for cpu in ring3.cpus:
+            cpu.kick()
+        for thread in threads:
+            thread.join()
+        for view in shown:
+            view.release()
+
+
+def test_a_vcpu_that_does_not_run_is_not_waited_for(ring3: Ring3) -> None:
+    assert not ring3.cpu.running
+    ring3.cpu.kick()
+    ring3.cpu.wait_outside()
+    assert ring3.enter(UD2) == Interrupted()
+
+
+def test_a_flush_while_ring_3_runs_counts_for_the_next_run(ring3: Ring3) -> None:
+    counter = ring3.memory.view(ring3.space.frame(DATA) + 8, 8).cast("Q")
+
+    def flush_when_it_moves() -> None:
+        while not counter[0]:
+            pass
+        assert ring3.cpu.running
+        ring3.cpu.flush()
+        ring3.cpu.kick()
+
+    flusher = threading.Thread(target=flush_when_it_moves)
+    flusher.start()
+    assert ring3.enter(SPIN + OUT, rdi=DATA, rsi=DATA + 8, rcx=0) == Interrupted()
+    flusher.join()
+    entry = ring3.space.entry(DATA + 0x1000)
+    ring3.memory.write_u64(entry, 0)  # not through store_entry: hardware has the old one cached until the flush
+    ring3.cpu.forget_page(entry & -0x1000)
+    assert ring3.enter(b"\x48\x8b\x07" + UD2, rdi=DATA + 0x1000) == Trap(Vector.PF, 4, DATA + 0x1000, CODE)
+    counter.release()

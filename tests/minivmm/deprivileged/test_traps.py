@@ -6,7 +6,6 @@ import random
 
 import pytest
 
-from minivmm.deprivileged.state import RFLAGS_RING3
 from minivmm.deprivileged.events import (
     Event,
     MmioAccess,
@@ -18,6 +17,7 @@ from minivmm.deprivileged.events import (
     Vector,
 )
 from minivmm.deprivileged.monitor import Selector
+from minivmm.deprivileged.state import RFLAGS_RING3
 from minivmm.kvm import abi
 from tests.minivmm.deprivileged.ring3 import (
     CODE,

@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from minivmm.deprivileged.events import Trap, Vector
-from minivmm.kvm.abi import kvm_cpuid2, kvm_regs
-from minivmm.x86.registers import Cr0
+from minivmm.kvm.abi import kvm_cpuid2, kvm_cpuid_entry2, kvm_regs
+from minivmm.x86.registers import Cr0, Cr4, Xcr0
 from minivmm.xen.abi import EMULATE_PREFIX
 from minivmm.xen.cpuid import CpuidPolicy
 from minivmm.xen.errors import HypercallError
@@ -64,8 +64,15 @@ class Ports:
 class Cpu:
     """The CPU's own."""
 
+    def __init__(self) -> None:
+        self.xcr0: list[int] = []
+
     def tsc(self) -> int:
         return TSC
+
+    def set_xcr0(self, value: int) -> bool:
+        self.xcr0.append(value)
+        return True
 
 
 class Vcpu:
@@ -82,6 +89,7 @@ class Vcpu:
         self.in_kernel = True
         self.iopl = 1
         self.cr0, self.cr4, self.cr3 = CR0, 0x620, 0x5000
+        self.xcr0 = Xcr0.X87
         self.fault_address = 0xDEAD_0000
         self.debug_registers = [1, 2, 3, 4, 0, 0, 0xFFFF_0FF0, 0x400]
         self.fs_base, self.gs_base, self.gs_base_user = 0x100, 0x200, 0x300
@@ -281,9 +289,50 @@ def test_the_tsc_is_readable_where_it_traps() -> None:
     assert refused(vcpu)
 
 
+def with_avx() -> CpuidPolicy:
+    """A processor with x87, SSE and AVX state."""
+    leaves = kvm_cpuid2(nent=2)
+    leaves.entries[0] = kvm_cpuid_entry2(0xD, 0, 1, 0x207, 2696, 2696, 0)
+    leaves.entries[1] = kvm_cpuid_entry2(0xD, 2, 1, 256, 576, 0, 0)
+    return CpuidPolicy(leaves)
+
+
+def test_a_kernel_enables_extended_state_in_two_steps() -> None:
+    vcpu = Vcpu(b"\x0f\x22\xe0\x0f\x01\xd1\x0f\x0bxen\x0f\xa2", rax=Cr4.PAE | Cr4.OSXSAVE, rcx=0, rdx=0)
+    vcpu.cpuid = with_avx()
+    assert emulate(vcpu, GP)  # mov cr4, rax
+    assert (vcpu.cr4, vcpu.cpu.xcr0) == (Cr4.PAE | Cr4.OSXSAVE, [Xcr0.X87])
+    vcpu.regs.rax = 7
+    assert emulate(vcpu, GP)  # xsetbv
+    assert (vcpu.xcr0, vcpu.cpu.xcr0[-1]) == (7, 7)
+    vcpu.regs.rax = 0xD
+    assert emulate(vcpu, UD)  # cpuid
+    assert (vcpu.regs.rax, vcpu.regs.rbx, vcpu.regs.rcx) == (7, 832, 832)
+
+
+@pytest.mark.parametrize("value", [0, 2, 4, 5, 0x207, 0xE7, 1 << 63, 8, 0x17])
+def test_no_other_extended_state_is_enabled(value: int) -> None:
+    vcpu = Vcpu(b"\x0f\x01\xd1", rax=value & 0xFFFF_FFFF, rdx=value >> 32)
+    vcpu.cpuid = with_avx()
+    vcpu.cr4 |= Cr4.OSXSAVE
+    assert refused(vcpu)
+    assert (vcpu.xcr0, vcpu.cpu.xcr0) == (Xcr0.X87, [])
+
+
+def test_xsetbv_needs_xsave_and_cr4s_leave_and_register_0() -> None:
+    vcpu = Vcpu(b"\x0f\x01\xd1", rax=3)
+    assert refused(vcpu)
+    vcpu.cr4 |= Cr4.OSXSAVE
+    assert refused(vcpu)
+    vcpu.cpuid = with_avx()
+    vcpu.regs.rcx = 1
+    assert refused(vcpu)
+    vcpu.regs.rcx = 0
+    assert emulate(vcpu, GP)
+
+
 FORBIDDEN = {
     "rdpmc": "0f33",
-    "xsetbv": "0f01d1",
     "iretq": "48cf",
     "sysretq": "480f07",
     "swapgs": "0f01f8",

@@ -1,10 +1,9 @@
 /* Exceptions, and the slow ways into a system call. */
-#include "instructions.h"
 #include "kernel.h"
 #include "registers.h"
 #include "x86.h"
 
-_Static_assert(CAUSE_DIVIDE == TRAP_DIVIDE && CAUSE_PAGE == TRAP_PAGE, "x86.h: causes");
+extern char user_copy_words[], user_copy_bytes[], user_copy_end[]; /* crossing.S */
 
 static const char *const vector_names[] = {
     [0] = "#DE divide error", [1] = "#DB debug", [2] = "NMI", [3] = "#BP breakpoint", [4] = "#OF overflow",
@@ -54,7 +53,16 @@ static bool int_n_as_invalid_opcode(struct registers *r, uint64_t *vector, uint6
     return true;
 }
 
-/* From trap_common (traps.S); a return continues what the registers say. */
+/* True when the trap happened in hal_copy_from_user(), which is then made to fail. */
+static bool user_copy_failed(struct registers *r)
+{
+    if (r->rip != (uint64_t)user_copy_words && r->rip != (uint64_t)user_copy_bytes)
+        return false;
+    r->rip = (uint64_t)user_copy_end;
+    r->rax = false;
+    return true;
+}
+
 void trap_handle(struct registers *r)
 {
     uint64_t vector = r->vector & 0xff;
@@ -74,7 +82,7 @@ void trap_handle(struct registers *r)
         .cause = cause_of(vector),
         .from_user = from_user,
         .code = code,
-        .address = vector == VECTOR_PF ? read_cr2() : 0,
+        .address = vector == VECTOR_PF ? trap_fault_address() : 0,
         .pc = r->rip,
         .name = vector_name(vector),
     };
@@ -95,8 +103,9 @@ void hal_registers_print(const struct registers *r)
     print("  rsi %016lx  rdi %016lx  rbp %016lx  rsp %016lx\n", r->rsi, r->rdi, r->rbp, r->rsp);
     print("  r8  %016lx  r9  %016lx  r10 %016lx  r11 %016lx\n", r->r8, r->r9, r->r10, r->r11);
     print("  r12 %016lx  r13 %016lx  r14 %016lx  r15 %016lx\n", r->r12, r->r13, r->r14, r->r15);
-    print("  rip %016lx  rflags %08lx  cs %02lx  ss %02lx\n", r->rip, r->rflags, r->cs, r->ss);
-    print("  cr2 %016lx  cr3 %016lx  vector %lu  error %lx\n", read_cr2(), read_cr3(), r->vector & 0xff, r->error);
+    print("  rip %016lx  rflags %08lx  cs %02lx  ss %02lx\n", r->rip, r->rflags, r->cs & 0xffff, r->ss);
+    print("  cr2 %016lx  cr3 %016lx  vector %lu  error %lx\n", trap_fault_address(), trap_page_root(), r->vector & 0xff,
+          r->error);
     if ((r->cs & 3) != 0 || r->rsp < KERNEL_BASE || r->rsp >= KERNEL_BASE + hal_kernel_end() - 64)
         return; /* only the kernel's own stack is known to be there */
     print("  stack:");

@@ -1,9 +1,8 @@
-/* x86-64 names shared by the C and the assembly of this layer. SDM = Intel 64 and IA-32 Architectures Software
- * Developer's Manual, volume 3A unless stated otherwise. */
+/* Names of the bare machine shared by the C and the assembly of this layer. */
 #pragma once
+#include "x86.h"
 
-/* The kernel's window on RAM: physical 0 .. 1 GiB at -2 GiB; physical 3 .. 4 GiB (device registers) at -1 GiB. */
-#define KERNEL_BASE 0xffffffff80000000
+/* The kernel's window is on physical 0 .. 1 GiB; physical 3 .. 4 GiB (device registers) is at -1 GiB. */
 #define KERNEL_REACH 0x40000000
 #define DEVICE_BASE 0xffffffffc0000000
 #define DEVICE_PHYSICAL 0xc0000000
@@ -42,35 +41,9 @@
 #define MSR_LSTAR 0xc0000082
 #define MSR_SFMASK 0xc0000084
 
-/* Page-table entries (SDM 4.5) */
-#define PTE_P 0x1
-#define PTE_W 0x2
-#define PTE_U 0x4
-#define PTE_PWT 0x8
-#define PTE_PCD 0x10
-#define PTE_PS 0x80
-#define PTE_NX 0x8000000000000000
-
-/* RFLAGS (SDM vol. 1, 3.4.3) */
-#define FLAGS_FIXED 0x2
-#define FLAGS_TF 0x100
-#define FLAGS_IF 0x200
-#define FLAGS_DF 0x400
-#define FLAGS_NT 0x4000
-#define FLAGS_AC 0x40000
-
-/* Vectors (SDM 6.15); an IOAPIC pin n is delivered at VECTOR_IRQ + n. */
-#define VECTOR_DE 0
-#define VECTOR_NMI 2
-#define VECTOR_BP 3
-#define VECTOR_UD 6
-#define VECTOR_DF 8
-#define VECTOR_GP 13
-#define VECTOR_PF 14
-#define VECTOR_MC 18
+/* Vectors of interrupts; an IOAPIC pin n is delivered at VECTOR_IRQ + n. */
 #define VECTOR_IRQ 0x20
 #define IRQ_LINES 24
-#define VECTOR_SYSCALL 0x80
 #define VECTOR_SELF 0xf0
 #define VECTOR_SPURIOUS 0xff
 
@@ -78,11 +51,9 @@
 #define BOOT_PVH 0
 #define BOOT_LINUX64 1
 
-/* enum trap_cause (hal.h), for the assembly; traps.c checks that they agree. */
+/* enum trap_cause (hal.h), for the assembly; user.c checks that they agree. */
 #define CAUSE_DIVIDE 0
 #define CAUSE_PAGE 3
-
-#define STACK_SIZE 16384
 
 /* Where the other processors start: a page below 1 MiB that the loaders do not use. */
 #define TRAMPOLINE 0x8000
