@@ -20,8 +20,8 @@ from minivmm.errors import HostError
 from minivmm.kvm import abi
 from minivmm.kvm.abi import Run
 from minivmm.outcome import Outcome
+from minivmm.xen.exitless import pays
 from minivmm.xen.hypervisor import Hypervisor
-from minivmm.xen.mailbox import pays
 from toolkit.compare.techniques import BY_NAME
 
 MACHINE, DOMAIN = 64 << 20, 32 << 20  # bytes of memory

@@ -24,7 +24,7 @@ from minivmm.kvm.system import Kvm
 from minivmm.memory import HOLE_END, PAGE_SIZE, GuestMemory
 from minivmm.outcome import EndOfRun, Outcome, RunResult
 from minivmm.x86.paging import Pte
-from minivmm.xen import mailbox, store_domains
+from minivmm.xen import store_domains
 from minivmm.xen.abi import XEN_LEGACY_MAX_VCPUS
 from minivmm.xen.builder import build
 from minivmm.xen.clock import NANOSECONDS, Clock
@@ -34,8 +34,10 @@ from minivmm.xen.cpuid import CpuidPolicy
 from minivmm.xen.domain import Domain
 from minivmm.xen.errors import HypercallError
 from minivmm.xen.event_abi import Virq
+from minivmm.xen.exitless import attend, pays
 from minivmm.xen.frame_words import PageType
 from minivmm.xen.hypercall_page import exitless_page, plain_page
+from minivmm.xen.mailbox import Mailbox
 from minivmm.xen.pit import Ports
 from minivmm.xen.processor import live
 from minivmm.xen.store_ring import StoreConnection
@@ -59,7 +61,7 @@ class Hypervisor:
     def __init__(self, memory: int = 64 << 20, *, cpus: int = 1, audit: int = 0, exitless: bool | None = None) -> None:
         self._release = contextlib.ExitStack()
         self.audit = audit
-        self.exitless = mailbox.pays() if exitless is None else exitless
+        self.exitless = pays() if exitless is None else exitless
         with contextlib.ExitStack() as undo:
             undo.callback(self._release.close)
             self.memory = GuestMemory(memory)
@@ -234,7 +236,7 @@ class Hypervisor:
         *tables, page = range(top, top + MAILBOX_PAGES * PAGE_SIZE, PAGE_SIZE)
         for table, below in zip(tables, [*tables[1:], page], strict=True):
             self.memory.write(table, (below | _LINK).to_bytes(8, "little").ljust(PAGE_SIZE, b"\0"))
-        vcpu.mailbox = mailbox.Mailbox(self.memory, page)
+        vcpu.mailbox = Mailbox(self.memory, page)
         vcpu.mailbox_entry = top | _LINK
 
     def _set_registers(self, vcpu: VirtualCpu) -> None:
@@ -259,11 +261,13 @@ class Hypervisor:
                 name = f"{domain.name}-vcpu{vcpu.index}"
                 thread = threading.Thread(target=live, args=(vcpu, self.audit), name=name, daemon=True)
                 domain.threads.append(thread)
+                if vcpu.mailbox is not None:
+                    attending = threading.Thread(
+                        target=attend, args=(vcpu, vcpu.mailbox), name=f"{name}-mailbox", daemon=True
+                    )
+                    domain.threads.append(attending)
             for thread in domain.threads:
                 thread.start()
-            for vcpu in domain.vcpus:
-                if vcpu.mailbox is not None:
-                    vcpu.mailbox.start(vcpu)
 
     def wait(self, domain: Domain) -> RunResult:
         """Waits for its end."""
@@ -329,9 +333,6 @@ class Hypervisor:
         self.stop(domain)
         for thread in domain.threads:
             thread.join()
-        for vcpu in domain.vcpus:
-            if vcpu.mailbox is not None:
-                vcpu.mailbox.close()
         with self.core.lock:
             self._take_back(domain.domid)
 
@@ -364,6 +365,8 @@ class Hypervisor:
             for timer in ("singleshot", "periodic", "poll"):
                 core.timers.cancel((vcpu, timer))
             vcpu.info.release()
+            if vcpu.mailbox is not None:
+                vcpu.mailbox.close()
             vcpu.cpu.reset()
             self.free_cpus.append(vcpu.cpu)
         with contextlib.suppress(HypercallError):

@@ -21,8 +21,10 @@ ROUND = 2 << 20
 class XenMachine:
     """A domain of `memory` bytes that boots `image`, an ELF kernel with Xen notes or a bzImage with one inside.
 
-    initrd: a file for the kernel. console: gets what the domain says as it comes, on a vCPU's thread. audit: see
-    Hypervisor. kernel_cache: a directory where the kernel of a bzImage is kept unpacked. Raises ImageError, ConfigError, HostError. Use it as a context manager, or call close().
+    initrd: a file for the kernel. console: gets what the domain says as it comes, on a vCPU's thread. audit, exitless:
+    see Hypervisor. kernel_cache: a directory where the kernel of a bzImage is kept unpacked.
+
+    Raises ImageError, ConfigError, HostError. Use it as a context manager, or call close().
     """
 
     def __init__(
@@ -35,11 +37,12 @@ class XenMachine:
         initrd: str | Path | None = None,
         console: Callable[[bytes], None] | None = None,
         audit: int = 0,
+        exitless: bool | None = None,
         kernel_cache: Path | None = None,
     ) -> None:
         kernel = xen_image.read(image, kernel_cache)
         ramdisk = read_image(Path(initrd)) if initrd is not None else b""
-        self.hypervisor = Hypervisor(machine_size(memory, cpus), cpus=cpus, audit=audit)
+        self.hypervisor = Hypervisor(machine_size(memory, cpus), cpus=cpus, audit=audit, exitless=exitless)
         try:
             self._cpus = list(self.hypervisor.free_cpus)
             self.domain = self.hypervisor.create_domain(

@@ -14,6 +14,7 @@ from minivmm.x86.registers import Cr0, Cr4, Xcr0
 from minivmm.xen import abi
 from minivmm.xen.errors import HypercallError
 from minivmm.xen.guest_pointer import GuestPointers
+from minivmm.xen.hypercall_abi import VmAssistType
 from minivmm.xen.mailbox import MAILBOX_SLOT, Mailbox
 
 if TYPE_CHECKING:
@@ -174,6 +175,8 @@ class VirtualCpu:
     def wake(self) -> None:
         """There is something for it: an event, or its domain's end. It leaves sleep, or the guest."""
         self.blocked = False
+        if self.mailbox is not None and self.domain.end is not None:
+            self.mailbox.wanted.set()  # so that its thread sees the end
         if self.polled:
             self.polled = frozenset()
             self.domain.polling -= 1
@@ -260,6 +263,11 @@ class VirtualCpu:
     @gs_base.setter
     def gs_base(self, value: int) -> None:
         self.cpu.gs_base = canonical(value)
+
+    @property
+    def kernel_ring(self) -> int:
+        """The ring its kernel counts as where an I/O privilege level decides (VMASST_TYPE_architectural_iopl)."""
+        return 0 if VmAssistType.ARCHITECTURAL_IOPL in self.domain.vm_assist else 1
 
     def set_task_switched(self, value: bool) -> None:
         """CR0.TS: the next x87 or SSE instruction is #NM."""
