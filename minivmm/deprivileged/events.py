@@ -58,7 +58,7 @@ class SystemCall(NamedTuple):
 
 
 class PortAccess(NamedTuple):
-    """`in` or `out` at ring 3, whose I/O bitmap is open. RIP is past it; an `in` waits for `DeprivilegedCpu.answer`."""
+    """`in` or `out` of ring 3 at an open port. RIP is past it; an `in` waits for `DeprivilegedCpu.answer`."""
 
     port: int
     size: int  # bytes an access

@@ -16,6 +16,7 @@ import pytest
 import guest_os
 from minivmm import Outcome
 from tests.docs.documents import DOCUMENTS, ROOT, Block, blocks, commands
+from tests.minivmm.test_bzimage import bz_image
 
 # Commands that take minutes as shown: the same command, asked for less. Each still runs as a whole.
 SHORTENED = {
@@ -54,6 +55,8 @@ def test_every_command_shown_runs(command: str, block: Block, tmp_path: Path) ->
     for name in ("disk.img", "data.img"):
         (tmp_path / name).write_bytes(bytes(1 << 20))
     (tmp_path / "kernel.elf").write_bytes(guest_os.image("hello").read_bytes())
+    (tmp_path / "vmlinuz").write_bytes(bz_image(guest_os.image("hello", "xen").read_bytes()))
+    (tmp_path / "initrd").write_bytes(bytes(4096))
     ended = subprocess.run(
         ["bash", "-c", run],
         cwd=tmp_path,

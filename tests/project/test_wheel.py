@@ -64,7 +64,9 @@ def test_the_installed_package_has_its_guests_without_a_compiler(installed: Path
     script = (
         "import sys; sys.modules['ziglang'] = None\n"  # importing it fails from here on
         "import guest_os\n"
-        "for name in guest_os.guests(): assert guest_os.image(name).read_bytes()[:4] == b'\\x7fELF'\n"
+        "for guest in guest_os.guests().values():\n"
+        "    for platform in guest.platforms:\n"
+        "        assert guest_os.image(guest.name, platform).read_bytes()[:4] == b'\\x7fELF'\n"
         "print(guest_os.__file__)\n"
     )
     environment = {"PATH": os.devnull, "XDG_CACHE_HOME": str(tmp_path / "cache")}

@@ -74,8 +74,9 @@ def files_with_marker(marker: str) -> list[str]:
 
 
 def prebuild_guests() -> None:
-    for name in guest_os.guests():
-        guest_os.image(name)
+    for guest in guest_os.guests().values():
+        for platform in guest.platforms:
+            guest_os.image(guest.name, platform)
     guest_os.native()
 
 

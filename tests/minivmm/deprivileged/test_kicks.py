@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 
 import pytest
 
@@ -141,7 +142,7 @@ def test_who_waits_after_a_kick_finds_it_outside_and_what_began_since_is_flushed
     shown = [ring3.memory.view(ring3.space.frame(DATA + 0x3000) + 64 * number, 8).cast("Q") for number in range(2)]
     for number, frame in enumerate(frames):
         ring3.memory.write_u64(frame, number + 1)
-    over = threading.Event()
+    over, deadline = threading.Event(), time.monotonic() + 60
 
     def spin(number: int) -> None:
         cpu = ring3.cpus[number]
@@ -160,7 +161,8 @@ def test_who_waits_after_a_kick_finds_it_outside_and_what_began_since_is_flushed
         for turn in range(30):
             value = turn % 2 + 1
             while not all(view[0] == value and cpu.running for view, cpu in zip(shown, ring3.cpus, strict=True)):
-                pass
+                assert time.monotonic() < deadline
+                time.sleep(0)
             with lock:
                 for cpu in ring3.cpus:
                     cpu.kick()
