@@ -128,6 +128,10 @@ class GuestMemory:
         """Stores a little-endian 64-bit word."""
         _U64.pack_into(self._map, self._offset(address, 8), value)
 
+    def discard(self, address: int, length: int) -> None:
+        """Whole pages become zeros, and the host has their memory back. Raises GuestMemoryError."""
+        self._map.madvise(mmap.MADV_DONTNEED, self._offset(address, length), length)
+
     def close(self) -> None:
         """Gives the memory back to the host, the last of it when the views handed out are gone."""
         self._view.release()

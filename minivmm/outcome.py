@@ -27,6 +27,7 @@ class Outcome(Enum):
     INTERRUPTED = ("interrupted", 130, "stopped from outside: Ctrl-C, SIGTERM, the console's escape key")
     INTERNAL_ERROR = ("internal_error", 25, "KVM could not go on: an instruction it cannot emulate, mostly")
     FAIL_ENTRY = ("fail_entry", 26, "the CPU refused the guest's state")
+    SUSPENDED = ("suspended", 28, "the guest stopped itself to be saved, and waits to be resumed")
     HOST_ERROR = ("host_error", 27, "the host failed while the guest ran: memory, disk, or the VMM itself")
 
     def __new__(cls, value: str, exit_status: int, meaning: str) -> Outcome:

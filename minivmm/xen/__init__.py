@@ -8,7 +8,8 @@
     calls/           every hypercall, in one table                guest_pointer.py   a domain's addresses
     mailbox.py, exitless.py, hypercall_page.py    ways to make one
     builder.py       a domain's memory at its start
-    frames.py        every machine frame's owner, type and counts   page_tables.py   changing what maps what
+    frame_owners.py  whose each machine frame is   frames.py   what it is used as, and how often
+    page_tables.py   changing what maps what
     recount.py       the same counts from the page tables themselves, for debug runs
     memory.py        reservations                 events.py       event channels
     grants.py, grant_table.py, grant_frames.py    frames lent to another domain

@@ -7,11 +7,20 @@ domain computes it from the TSC with what is in its vcpu_time_info, so the two a
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
+from typing import NamedTuple
 
 from minivmm.memory import GuestMemory
 from minivmm.xen.abi import VCPU_TIME_INFO, SharedInfo, VcpuTimeInfo
 
 NANOSECONDS = 10**9
+
+
+class Moment(NamedTuple):
+    """A guest's TSC and system time at one point of time."""
+
+    tsc: int
+    system_time: int
 
 
 class Clock:
@@ -26,13 +35,27 @@ class Clock:
         """System time, nanoseconds."""
         return time.clock_gettime_ns(time.CLOCK_MONOTONIC_RAW) - self._zero
 
-    def write_time(self, memory: GuestMemory, address: int, tsc: int, now: int) -> None:
-        """Stores a vcpu_time_info at machine `address`: the guest's TSC was `tsc` at system time `now`.
+    def compare(self, read_tsc: Callable[[], int], earlier: Moment | None) -> Moment:
+        """The TSC and system time now. A domain that goes by it, after `earlier`, is never ahead of system time, and
+        its time never goes back."""
+        now, tsc = self.now(), read_tsc()  # in this order
+        if earlier is None or tsc < earlier.tsc:
+            return Moment(tsc, now)
+        return Moment(tsc, max(now, self.at(earlier, tsc)))
+
+    def at(self, moment: Moment, tsc: int) -> int:
+        """System time at a later TSC, as a domain computes it from `moment` (xen.h, vcpu_time_info)."""
+        ticks = tsc - moment.tsc
+        ticks = ticks << self.shift if self.shift >= 0 else ticks >> -self.shift
+        return moment.system_time + (ticks * self.mul >> 32)
+
+    def write_time(self, memory: GuestMemory, address: int, moment: Moment) -> None:
+        """Stores a vcpu_time_info at machine `address`.
 
         Its vCPU must not be running: the version goes up by two, and is never seen odd.
         """
         version = memory.read_u32(address) + 2 & 0xFFFF_FFFE
-        info = VcpuTimeInfo(version, tsc & (1 << 64) - 1, now, self.mul, self.shift, 0)
+        info = VcpuTimeInfo(version, moment.tsc & (1 << 64) - 1, moment.system_time, self.mul, self.shift, 0)
         memory.write(address, VCPU_TIME_INFO.pack(info))
 
     def write_wall_clock(self, memory: GuestMemory, shared_info: int) -> None:

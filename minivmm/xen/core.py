@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from typing import TYPE_CHECKING
 
 from minivmm.memory import PAGE_SIZE, GuestMemory
@@ -23,19 +24,21 @@ from minivmm.xen.store import Store
 from minivmm.xen.timers import Timers
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Iterable
 
     from minivmm.xen.cpuid import CpuidPolicy
     from minivmm.xen.domain import Domain
     from minivmm.xen.vcpu import VirtualCpu
 
 
+BREATH = 50e-6  # seconds: a lock taken again at once is not given to those who wait
+
+
 class Core:
-    """The parts that know no domain's life. `frames` are those of `memory` that domains may have; `cpuid` makes the
-    view of the processor that domains get, when the first of them asks."""
+    """The parts that know no domain's life. `frames` are those of `memory` that domains may have."""
 
     def __init__(
-        self, memory: GuestMemory, frames: Iterable[int], clock: Clock, m2p_virt: int, cpuid: Callable[[], CpuidPolicy]
+        self, memory: GuestMemory, frames: Iterable[int], clock: Clock, m2p_virt: int, cpuid: CpuidPolicy
     ) -> None:
         self.memory = memory
         self.lock = threading.RLock()
@@ -45,8 +48,8 @@ class Core:
         self.current: VirtualCpu | None = None
         """Whose event is being answered."""
         self.m2p_virt = m2p_virt
-        self._cpuid_policy = cpuid
-        self._cpuid: CpuidPolicy | None = None
+        self.cpuid = cpuid
+        """What domains are told of the processor."""
         self._stale = False
         self.frames = FrameTable(memory, frames)
         self.frames.store_entry = self._store_entry
@@ -57,13 +60,6 @@ class Core:
         self.grants = Grants(memory, GrantFrames(self.tables), self._copy_to_guest)
         self.events = EventChannels(memory, self._notify, self._polled)
         self.store = Store()
-
-    @property
-    def cpuid(self) -> CpuidPolicy:
-        """What a domain is told of the processor."""
-        if self._cpuid is None:
-            self._cpuid = self._cpuid_policy()
-        return self._cpuid
 
     # -- translations other vCPUs may have cached
 
@@ -93,7 +89,10 @@ class Core:
         vcpu = self.current
         if vcpu is None or len(vcpu.domain.vcpus) == 1:
             return
-        others = [other for other in vcpu.domain.vcpus if other is not vcpu and other.up]
+        others = [other for other in vcpu.domain.vcpus if other is not vcpu and (other.up or other.inside)]
+        for other in vcpu.domain.vcpus:
+            if other is not vcpu and not other.up:
+                other.cpu.flush()  # one that was taken down comes up again with what it had cached
         if not others:
             return
         vcpu.cpu.apply_stores()
@@ -104,6 +103,17 @@ class Core:
             while other.inside:  # until KVM_RUN has returned: then that thread waits for our lock
                 os.sched_yield()
             other.cpu.flush()
+
+    def let_others_in(self) -> None:
+        """Between two parts of a long call, nothing half done: whoever waits for the lock has it first, as Xen preempts
+        hypercalls. The caller's domain may have ended when this returns."""
+        vcpu = self.current
+        self.shoot_down()
+        self.current = None
+        self.lock.release()
+        time.sleep(BREATH)
+        self.lock.acquire()
+        self.current = vcpu
 
     # -- callbacks of the parts
 

@@ -17,6 +17,7 @@ from minivmm.xen.console import ConsoleRing
 from minivmm.xen.store_ring import StoreConnection
 
 if TYPE_CHECKING:
+    from minivmm.deprivileged.events import Event
     from minivmm.xen.pit import Ports
     from minivmm.xen.vcpu import VirtualCpu
 
@@ -55,6 +56,9 @@ class Domain:
         """Exceptions of the domain, by vector, whoever answered them."""
         self.exits: Counter[str] = Counter()
         """Why it left ring 3, by name."""
+        self.watch: Callable[[VirtualCpu, Callable[[], Event]], Event] | None = None
+        """For a trace: called in place of what runs a vCPU to its next event, which it is given and has to call. On the
+        vCPU's thread, without the lock. Set before the domain starts."""
         self.vm_assist: set[int] = set()
         """VmAssistType, enabled."""
         self.polling = 0

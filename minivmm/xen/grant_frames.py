@@ -11,8 +11,8 @@ import errno
 
 from minivmm.x86.paging import Pte
 from minivmm.xen.errors import HypercallError
+from minivmm.xen.frame_owners import INVALID_M2P_ENTRY
 from minivmm.xen.frame_words import PAGE_SHIFT, PageType
-from minivmm.xen.frames import INVALID_M2P_ENTRY
 from minivmm.xen.grant_abi import GUEST_AVAIL0, GntMap
 from minivmm.xen.page_tables import PageTables
 

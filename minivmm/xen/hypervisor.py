@@ -19,7 +19,6 @@ from minivmm.boot.xen_image import XenImage
 from minivmm.deprivileged.cpu import DeprivilegedCpu
 from minivmm.deprivileged.monitor import Monitor
 from minivmm.errors import ConfigError
-from minivmm.kvm.abi import kvm_cpuid2
 from minivmm.kvm.system import Kvm
 from minivmm.memory import HOLE_END, PAGE_SIZE, GuestMemory
 from minivmm.outcome import EndOfRun, Outcome, RunResult
@@ -78,7 +77,7 @@ class Hypervisor:
             clock = Clock(self.free_cpus[0].vcpu.tsc_khz())
             high = range(HOLE_END // PAGE_SIZE, (HOLE_END + self.memory.high_size) // PAGE_SIZE)
             frames = chain(range(1, self._mailboxes // PAGE_SIZE), high)
-            self.core = Core(self.memory, frames, clock, M2P_VIRT, lambda: CpuidPolicy(self._leaves))
+            self.core = Core(self.memory, frames, clock, M2P_VIRT, self._cpuid)
             self._release.callback(self.core.close)
             self.core.frames.install_hypervisor_slots = self._install
             self._m2p_entry = self._map_m2p()
@@ -89,12 +88,12 @@ class Hypervisor:
         self.vm = kvm.create_vm()
         self._release.callback(self.vm.close)
         self.vm.set_memory_regions(self.memory.regions)
-        self._leaves: kvm_cpuid2 = kvm.supported_cpuid()
+        self._cpuid = CpuidPolicy(kvm.supported_cpuid())
         self.free_cpus: list[DeprivilegedCpu] = []
         for index in range(cpus):
             vcpu = self.vm.create_vcpu(index)
             self._release.callback(vcpu.close)
-            vcpu.set_cpuid(self._leaves)
+            vcpu.set_cpuid(self._cpuid.kvm_leaves(index))  # on a software back end ring 3 sees the host's
             cpu = DeprivilegedCpu(vcpu, self.monitor, index)
             self._release.callback(cpu.close)
             self.free_cpus.append(cpu)
@@ -175,7 +174,7 @@ class Hypervisor:
         core.grants.add_domain(domid)
         domain.store_port = core.events.attach(domid, lambda _port: self._serve_store(domain))
         domain.console_port = core.events.attach(domid, lambda _port: _serve_console(domain))
-        domain.mfns = [frames.allocate(domid) for _ in range(pages)]
+        domain.mfns = frames.allocate_many(domid, pages)
         start = domain.start = build(
             memory,
             kernel,
@@ -189,8 +188,7 @@ class Hypervisor:
         exitless = self.exitless and vcpus == 1
         if start.hypercall_page_mfn is not None:
             memory.write(start.hypercall_page_mfn * PAGE_SIZE, exitless_page() if exitless else plain_page())
-        for pfn, mfn in enumerate(domain.mfns):
-            frames.set_machphys(mfn, pfn)
+        frames.set_machphys_all(domain.mfns)
         root = start.page_tables[0]
         core.tables.pin(domid, root.mfn, root.level)
         core.tables.new_baseptr(domid, root.mfn)
@@ -330,11 +328,14 @@ class Hypervisor:
 
     def destroy(self, domain: Domain) -> None:
         """Takes everything back. A running domain is ended first."""
+        self._end(domain)
+        with self.core.lock:
+            self._take_back(domain.domid)
+
+    def _end(self, domain: Domain) -> None:
         self.stop(domain)
         for thread in domain.threads:
             thread.join()
-        with self.core.lock:
-            self._take_back(domain.domid)
 
     def _serve_store(self, domain: Domain) -> None:
         """Answers what the domain asks of the store: a bounded part now, the rest when others had their turn."""
@@ -378,8 +379,11 @@ class Hypervisor:
 
     def close(self) -> None:
         """Ends every domain and gives everything back to the host."""
-        for domain in list(self.core.domains.values()):
-            self.destroy(domain)
+        for domain in self.core.domains.values():
+            self._end(domain)
+        with self.core.lock:
+            for domain in self.core.domains.values():
+                self._let_go(domain)
         self._release.close()
 
     def __enter__(self) -> Hypervisor:

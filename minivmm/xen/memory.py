@@ -15,8 +15,8 @@ from minivmm.boot.e820 import E820_RAM, E820Entry
 from minivmm.memory import PAGE_SIZE
 from minivmm.xen import abi
 from minivmm.xen.errors import HypercallError
+from minivmm.xen.frame_owners import INVALID_M2P_ENTRY
 from minivmm.xen.frame_words import PAGE_SHIFT
-from minivmm.xen.frames import INVALID_M2P_ENTRY
 from minivmm.xen.memory_abi import XenMachphysMapping
 from minivmm.xen.page_tables import PageTables
 

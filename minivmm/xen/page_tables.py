@@ -14,7 +14,6 @@ from minivmm.xen.abi import FIRST_RESERVED_GDT_PAGE
 from minivmm.xen.errors import HypercallError
 from minivmm.xen.frame_words import (
     ADDRESS,
-    ALLOCATED,
     ENTRIES,
     FORBIDDEN_LEAF,
     FORBIDDEN_LINK,
@@ -276,9 +275,7 @@ class PageTables:
         for mfn in self.frames.frames_of(domid):
             if self.frames.state[mfn] & PINNED:
                 self.unpin(domid, mfn)
-        for mfn in self.frames.frames_of(domid):
-            if self.frames.state[mfn] & (ALLOCATED | SHARED) == ALLOCATED:
-                self.frames.free(domid, mfn)
+        self.frames.free_all(domid)
         self.granted = {address: mapping for address, mapping in self.granted.items() if mapping[0] != domid}
         return [mfn for mfn in self.frames.frames_of(domid) if not self.frames.state[mfn] & SHARED]
 

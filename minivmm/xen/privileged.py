@@ -37,7 +37,7 @@ RFLAGS_RF = 1 << 16
 CR4_DE, CR4_TSD = 1 << 3, 1 << 2
 CR4_CHANGEABLE = 0x0000_07FF  # VME to OSXMMEXCPT: what a processor without any of the hidden features has
 STRING_ELEMENTS = 1024  # of rep ins and rep outs at a time: then the instruction is executed again
-USER_RING, KERNEL_RING = 3, 1  # which IOPL a mode needs: a guest's kernel counts as ring 1
+USER_RING = 3  # which IOPL user code needs
 _LOW = (1 << 32) - 1
 
 
@@ -83,6 +83,10 @@ class PrivilegedVcpu(msr.MsrOwner, Protocol):
     xcr0: int
     fault_address: int
     debug_registers: list[int]
+
+    @property
+    def kernel_ring(self) -> int:
+        """The ring that its kernel counts as."""
 
     @property
     def regs(self) -> kvm_regs:
@@ -158,7 +162,7 @@ def _name(found: Instruction) -> str:
 
 def may_use_ports(vcpu: PrivilegedVcpu) -> bool:
     """Whether the vCPU's IOPL lets its mode use ports, and cli and sti (SDM 1, 18.5.1)."""
-    return vcpu.iopl >= (KERNEL_RING if vcpu.in_kernel else USER_RING)
+    return vcpu.iopl >= (vcpu.kernel_ring if vcpu.in_kernel else USER_RING)
 
 
 def _kernel(vcpu: PrivilegedVcpu) -> bool:

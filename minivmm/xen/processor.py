@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from minivmm.deprivileged.events import Event, Interrupted, SoftwareInterrupt, Stopped, SystemCall, Trap
 from minivmm.errors import KvmError
 from minivmm.outcome import EndOfRun, Outcome
@@ -14,6 +16,7 @@ from minivmm.xen.vcpu import VirtualCpu
 
 _WORD = (1 << 64) - 1
 _NUMBER = (1 << 32) - 1
+AS_WISHED = frozenset({Outcome.SHUTDOWN, Outcome.EXITED, Outcome.RESET, Outcome.SUSPENDED})
 
 
 def live(vcpu: VirtualCpu, audit: int = 0) -> None:
@@ -37,7 +40,7 @@ def live(vcpu: VirtualCpu, audit: int = 0) -> None:
 def _end(vcpu: VirtualCpu, end: EndOfRun) -> None:
     """This vCPU ended its domain: what it was doing is kept, unless it ended as it wished."""
     domain = vcpu.domain
-    if domain.end is None and end.outcome not in (Outcome.SHUTDOWN, Outcome.EXITED, Outcome.RESET):
+    if domain.end is None and end.outcome not in AS_WISHED:
         domain.registers = registers(vcpu)
         domain.dump = dump(vcpu)
     domain.finish(end)
@@ -47,7 +50,10 @@ def _serve(vcpu: VirtualCpu, audit: int) -> None:
     """Entered and left with the lock held. The hot path of every domain: benchmark `paravirt`."""
     domain, core, cpu, info = vcpu.domain, vcpu.core, vcpu.cpu, vcpu.info
     lock, mailbox = core.lock, vcpu.mailbox
+    run = cpu.run if domain.watch is None else partial(domain.watch, vcpu, cpu.run)
     left = audit
+    if vcpu.runnable:
+        vcpu.set_runstate(abi.Runstate.RUNNING)
     while domain.end is None:
         if vcpu.blocked or not vcpu.up or domain.paused:
             _sleep(vcpu)
@@ -64,7 +70,7 @@ def _serve(vcpu: VirtualCpu, audit: int) -> None:
         vcpu.inside = True
         lock.release()
         try:
-            event = cpu.run()
+            event = run()
         finally:
             vcpu.inside = False
             lock.acquire()
@@ -94,7 +100,8 @@ def _sleep(vcpu: VirtualCpu) -> None:
 
 
 def _hypercall(vcpu: VirtualCpu) -> None:
-    regs = vcpu.cpu.regs
+    cpu, regs = vcpu.cpu, vcpu.cpu.regs
+    cpu.cs, cpu.ss = abi.FlatRing3.CS64, abi.FlatRing3.SS64  # what `syscall` and `sysret` load, whatever was there
     number = regs.rax & _NUMBER
     if number == Hypercall.IRET:
         vcpu.domain.hypercalls["iret"] += 1

@@ -10,6 +10,7 @@ import itertools
 import threading
 from collections.abc import Callable, Hashable
 
+SPARE = 64  # entries in the heap that mean nothing any more
 IDLE = 3600.0  # seconds: nothing is due
 
 
@@ -30,7 +31,11 @@ class Timers:
     def set(self, key: Hashable, when: int, callback: Callable[[], None]) -> None:
         """Has `callback` called at `when`, under the lock. A key has one time: this one."""
         self._due[key] = when, callback
-        heapq.heappush(self._heap, (when, next(self._order), key))
+        if len(self._heap) > 2 * len(self._due) + SPARE:  # a guest may set one anew for ever
+            self._heap = [(when, next(self._order), key) for key, (when, _) in self._due.items()]
+            heapq.heapify(self._heap)
+        else:
+            heapq.heappush(self._heap, (when, next(self._order), key))
         if when < self._sleeps_until:
             self._changed.notify()
 

@@ -18,6 +18,7 @@ from minivmm.xen.hypercall_abi import VmAssistType
 from minivmm.xen.mailbox import MAILBOX_SLOT, Mailbox
 
 if TYPE_CHECKING:
+    from minivmm.xen.clock import Moment
     from minivmm.xen.core import Core
     from minivmm.xen.cpuid import CpuidPolicy
     from minivmm.xen.domain import Domain
@@ -85,6 +86,7 @@ class VirtualCpu:
         self.runstate_since = core.clock.now()
         self.runstate_times = [0, 0, 0, 0]
         self._time_written = 0
+        self._moment: Moment | None = None
         self.recent: deque[tuple[int, tuple[int, ...], int]] = deque(maxlen=RECENT_HYPERCALLS)
         """Number, arguments and result of the last hypercalls."""
         self.mailbox: Mailbox | None = None
@@ -129,9 +131,8 @@ class VirtualCpu:
         if not force and now - self._time_written < TIME_UPDATE_NS:
             return
         self._time_written = now
-        self.core.clock.write_time(
-            self.core.memory, self.info_address + abi.VcpuInfo.TIME, self.cpu.tsc(), self.core.clock.now()
-        )
+        self._moment = self.core.clock.compare(self.cpu.tsc, self._moment)
+        self.core.clock.write_time(self.core.memory, self.info_address + abi.VcpuInfo.TIME, self._moment)
         if self.time_area:
             time_info = self.core.memory.read(self.info_address + abi.VcpuInfo.TIME, abi.VCPU_TIME_INFO.size)
             self._write_area(self.time_area, time_info)

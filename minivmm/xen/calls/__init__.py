@@ -17,6 +17,8 @@ from minivmm.xen.errors import HypercallError
 from minivmm.xen.hypercall_abi import MULTICALL_ENTRY, Hypercall, MulticallEntry
 from minivmm.xen.vcpu import VirtualCpu
 
+CALLS_AT_A_TIME = 16  # of a multicall
+
 
 class Entry(NamedTuple):
     """One hypercall."""
@@ -37,7 +39,7 @@ def multicall(vcpu: VirtualCpu, calls: int, count: int) -> int:
         vcpu.pages.write(at + 8, struct.pack("<Q", result & (1 << 64) - 1))
         at += MULTICALL_ENTRY.size
 
-    return each(vcpu, calls, count, MULTICALL_ENTRY, carry_out, 0)
+    return each(vcpu, calls, count, MULTICALL_ENTRY, carry_out, 0, CALLS_AT_A_TIME)
 
 
 # `iret`, the remaining call, returns no value: traps.iret answers it.

@@ -21,6 +21,8 @@ def grant_table_op(vcpu: VirtualCpu, cmd: int, elements: int, count: int) -> int
     if count > MAX_ELEMENTS or (count != 1 and not grants.takes_many(cmd)):
         raise HypercallError(EINVAL, f"grant_table_op {cmd} on {count} elements")
     for start in range(0, count, CHUNK):
+        if start:
+            vcpu.core.let_others_in()
         if vcpu.domain.end is not None:
             break
         at = elements + start * size

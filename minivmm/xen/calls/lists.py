@@ -11,24 +11,32 @@ from minivmm.xen.abi import Domid
 from minivmm.xen.errors import HypercallError
 from minivmm.xen.vcpu import VirtualCpu
 
-CHUNK = 256  # entries copied at a time: a long list does not outlive the domain's deadline
+CHUNK = 256  # entries at a time: a long list does not outlive the domain's deadline
 MAX_ENTRIES = 1 << 24
 
 
 def each(
-    vcpu: VirtualCpu, address: int, count: int, layout: Layout[Record], carry_out: Callable[[Record], None], done: int
+    vcpu: VirtualCpu,
+    address: int,
+    count: int,
+    layout: Layout[Record],
+    carry_out: Callable[[Record], None],
+    done: int,
+    part: int = CHUNK,
 ) -> int:
-    """A list, copied and carried out until an entry is refused, or the domain ends. `done` gets how many were, where it
-    is given. Raises HypercallError."""
+    """A list, copied and carried out until an entry is refused, or the domain ends: that many entries at a time, and
+    others have their turn in between. `done` gets how many were, where it is given. Raises HypercallError."""
     completed = 0
     count = checked(count)
     try:
         while completed < count and vcpu.domain.end is None:
-            chunk = min(count - completed, CHUNK)
+            chunk = min(count - completed, part)
             records = vcpu.pages.read(address + completed * layout.size, chunk * layout.size)
             for at in range(0, len(records), layout.size):
                 carry_out(layout.unpack(records, at))
                 completed += 1
+            if completed < count:
+                vcpu.core.let_others_in()
     finally:
         if done:
             vcpu.pages.write(done, struct.pack("<I", completed))

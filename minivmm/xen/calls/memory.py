@@ -17,6 +17,7 @@ from minivmm.xen.vcpu import VirtualCpu
 ADDRESS_BITS = 0xFF  # of mem_flags: XENMEMF_get_address_bits
 CHUNK = 512  # extents whose list is copied at once
 MAX_FRAMES = 1 << 14  # a call changes hands of: a guest splits more, as it must where memory is short
+PARTS_AT_A_TIME = 16  # of an exchange
 MAX_SEARCHES = 128  # for contiguous or low frames, one a part of an exchange: each looks through the frame table
 
 
@@ -71,12 +72,14 @@ def _reservation(vcpu: VirtualCpu, operation: int, arg: int) -> int:
             raise HypercallError(errno.EINVAL, "no domain populates itself on demand")
         total = min(reservation.nr_extents, MAX_FRAMES >> reservation.extent_order)
         one_chunk = _CHUNKS[operation]
-        while done < total:
+        while done < total and vcpu.domain.end is None:
             count = min(CHUNK, total - done)
             completed = one_chunk(vcpu, reservation, done, count)
             done += completed
             if completed < count:
                 raise HypercallError(errno.ENOMEM, "not all extents could be had, or given back")
+            if done < total:
+                vcpu.core.let_others_in()
     except HypercallError as refused:
         vcpu.domain.refused.count(f"memory_op {operation}: {refused.message}")
     return done
@@ -138,13 +141,15 @@ def _exchange(vcpu: VirtualCpu, arg: int) -> int:
     parts = MAX_FRAMES >> max(order, out_order)
     end = min(record.in_nr_extents, done + ins * (min(parts, MAX_SEARCHES) if out_order or bits else parts))
     try:
-        while done < end:
+        while done < end and vcpu.domain.end is None:
             mfns = _numbers(vcpu.pages.read(record.in_extent_start + 8 * done, 8 * ins))
             at = record.out_extent_start + 8 * (done * outs // ins)
             pfns = _check_writable(vcpu, at, outs)
             new = vcpu.core.memory_op.exchange(vcpu.domain.domid, mfns, order, pfns, out_order, bits)
             vcpu.pages.write(at, _packed(new))
             done += ins
+            if not done // ins % PARTS_AT_A_TIME:
+                vcpu.core.let_others_in()
     finally:
         vcpu.pages.write(at_field, struct.pack("<Q", done))
     if done < record.in_nr_extents:

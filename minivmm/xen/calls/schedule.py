@@ -31,6 +31,8 @@ FOREVER = 1 << 62  # ns
 _ENDINGS = {
     Shutdown.POWEROFF: Outcome.SHUTDOWN,
     Shutdown.REBOOT: Outcome.RESET,
+    Shutdown.SOFT_RESET: Outcome.RESET,
+    Shutdown.SUSPEND: Outcome.SUSPENDED,
     Shutdown.CRASH: Outcome.CRASHED,
 }
 _REASONS = {value: name.lower() for name, value in vars(Shutdown).items() if name.isupper()}

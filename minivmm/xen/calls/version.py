@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from errno import EINVAL, ENODATA, ENOSYS, EPERM
+from errno import E2BIG, EINVAL, ENODATA, ENOSYS, EPERM
 
 from minivmm.xen import abi
+from minivmm.xen.domain import CONSOLE_LIMIT
 from minivmm.xen.errors import HypercallError
 from minivmm.xen.hypercall_abi import (
     XEN_COMPILE_INFO,
@@ -66,8 +67,10 @@ def console_io(vcpu: VirtualCpu, cmd: int, count: int, buffer: int) -> int:
     match cmd & 0xFFFF_FFFF:
         case ConsoleIo.WRITE:
             count &= 0xFFFF_FFFF
+            if count > CONSOLE_LIMIT:
+                raise HypercallError(E2BIG, f"{count} bytes are more than is kept of a console's output")
             written = 0
-            while written < count and vcpu.domain.end is None:
+            while written < count:
                 piece = min(count - written, MAX_CONSOLE_WRITE)
                 vcpu.domain.write_output(vcpu.pages.read(buffer + written, piece))
                 written += piece

@@ -18,10 +18,12 @@ from minivmm.xen.abi import (
     ContextFlag,
     CpuUserRegs,
     FlatRing3,
+    Runstate,
     SharedInfo,
     VcpuGuestContext,
     VcpuInfo,
 )
+from minivmm.xen.event_abi import BIND_IPI, BIND_VIRQ, BindIpi, BindVirq, EventOp, Virq
 from minivmm.xen.hypercall_abi import Hypercall, SchedOp
 from minivmm.xen.hypervisor import Hypervisor
 from minivmm.xen.recount import recount
@@ -131,6 +133,11 @@ SYMBOLS = {
     "time": LAYOUT["shared_info"] + VcpuInfo.TIME,
     "port_pending": LAYOUT["shared_info"] + SharedInfo.EVTCHN_PENDING,
     "port_mask": LAYOUT["shared_info"] + SharedInfo.EVTCHN_MASK,
+    "ready": LAYOUT["zero"] + 8,
+    "go": LAYOUT["zero"] + 16,
+    "SEND": EventOp.SEND.value,
+    "UNMASK": EventOp.UNMASK.value,
+    "BIND_VCPU": EventOp.BIND_VCPU.value,
     "kernel_cs": 0xE030,  # as a frame shows it: RPL 0
     "user_cs": FlatRing3.CS64,
     "flat_ss": FlatRing3.SS64,
@@ -275,14 +282,33 @@ class Guest:
         self.start()
         return self.finish()
 
-    def wait_for(self, name: str, value: int = 1) -> None:
-        """Until the running kernel has stored `value` at `name`."""
+    def bind_ipi(self, vcpu: int = 0) -> int:
+        """A port, bound as the kernel would before it lets events in."""
+        return BIND_IPI.unpack(self._operate(EventOp.BIND_IPI, BIND_IPI.pack(BindIpi(vcpu, 0)))).port
+
+    def bind_virq(self, virq: Virq, vcpu: int = 0) -> int:
+        return BIND_VIRQ.unpack(self._operate(EventOp.BIND_VIRQ, BIND_VIRQ.pack(BindVirq(virq, vcpu, 0)))).port
+
+    def _operate(self, operation: EventOp, argument: bytes) -> bytes:
+        with self.core.lock:
+            return self.core.events.event_channel_op(self.domid, operation, argument)
+
+    def wait_until_ready(self, value: int = 1) -> None:
+        """Until the running kernel has stored `value` at `ready`."""
         for _ in range(30_000):
-            if self.word(name) == value:
+            if self.word("ready") == value:
                 return
             assert self.domain.end is None, f"{self.domain.end}\n{self.domain.dump}"
             time.sleep(0.001)
-        raise AssertionError(f"{name} is {self.word(name)}")
+        raise AssertionError(f"it has stored {self.word('ready')}")
+
+    def wait_until_blocked(self, vcpu: int = 0) -> None:
+        """Until a vCPU sleeps."""
+        for _ in range(30_000):
+            if self.domain.vcpus[vcpu].runstate == Runstate.BLOCKED:
+                return
+            time.sleep(0.001)
+        raise AssertionError("it does not sleep")
 
     def prepare_vcpu(self, entry: str, **fields: int) -> None:
         """A vcpu_guest_context for the second vCPU in the pages `scratch` and `scratch1`: it begins at `entry`, in the

@@ -12,8 +12,9 @@ from minivmm.errors import ConfigError
 from minivmm.memory import GuestMemory
 from minivmm.xen.abi import Domid
 from minivmm.xen.errors import HypercallError
+from minivmm.xen.frame_owners import INVALID_M2P_ENTRY
 from minivmm.xen.frame_words import OWNER, REF_SHIFT, PageType
-from minivmm.xen.frames import INVALID_M2P_ENTRY, FrameTable
+from minivmm.xen.frames import FrameTable
 from minivmm.xen.page_tables import PageTables
 from minivmm.xen.recount import recount
 

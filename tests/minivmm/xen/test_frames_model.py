@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import random
-import sys
 import textwrap
 
 import pytest
@@ -117,7 +116,7 @@ def test_a_seeded_mistake_is_found(
 ) -> None:
     source = textwrap.dedent(inspect.getsource(getattr(owner, method)))
     assert source.count(line) == 1
-    namespace = dict(vars(sys.modules[owner.__module__]))
+    namespace = dict(getattr(owner, method).__globals__)
     exec(compile("from __future__ import annotations\n" + source.replace(line, mistake), method, "exec"), namespace)
     monkeypatch.setattr(owner, method, namespace[method])
     with pytest.raises((AssertionError, LookupError, ValueError, TypeError, GuestError)):

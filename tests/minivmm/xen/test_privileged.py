@@ -87,7 +87,7 @@ class Vcpu:
         self.cpuid = CpuidPolicy(kvm_cpuid2())
         self.index = 0
         self.in_kernel = True
-        self.iopl = 1
+        self.iopl = self.kernel_ring = 1
         self.cr0, self.cr4, self.cr3 = CR0, 0x620, 0x5000
         self.xcr0 = Xcr0.X87
         self.fault_address = 0xDEAD_0000
