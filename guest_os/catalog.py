@@ -20,7 +20,8 @@ NATIVE = "native"
 PLATFORMS = ("bare", "xen")
 """What a guest is built for: the bare machine (PVH and the Linux 64-bit boot protocol), a paravirtual domain of Xen."""
 ONLY_BARE = frozenset({"drivers", "rings"})  # they drive virtio-mmio, which a paravirtual domain does not have
-ONLY_XEN = frozenset({"hypercalls"})  # they are about what a bare machine does not have
+# About what a bare machine does not have.
+ONLY_XEN = frozenset({"hypercalls", "lab_events", "lab_hypercalls", "lab_paging", "lab_traps"})
 
 
 class Guest(NamedTuple):

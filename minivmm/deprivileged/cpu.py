@@ -151,8 +151,8 @@ class DeprivilegedCpu(StoringCpu):
                 if saved is not None and self._on_the_way_in():
                     vcpu.run_bytes[REGS] = saved  # nothing has happened: the next run stores them all again
                     self._flush_wanted = True
-                elif self._in_stub():
-                    continue  # on its way to an `out`, an instruction or two off: the event comes first
+                elif self._in_stub() or vcpu.exception_waits():
+                    continue  # at an `out`, or on its way to one, an instruction or two off: the event comes first
                 else:
                     self._stores.clear()
                     self._take_selectors()

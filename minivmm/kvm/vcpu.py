@@ -137,6 +137,12 @@ class Vcpu:
         """Which extended state is enabled (4.45). Raises KvmError for what the vCPU's CPUID does not offer."""
         self._call(abi.KVM_SET_XCRS, abi.kvm_xcrs(1, 0, (abi.kvm_xcr(0, 0, value),)))
 
+    def exception_waits(self) -> bool:
+        """Whether an exception is half-way into the guest (4.31): the next KVM_RUN delivers it, wherever RIP is."""
+        events = abi.kvm_vcpu_events()
+        self._call(abi.KVM_GET_VCPU_EVENTS, events)
+        return bool(events.exception_injected)
+
     def clear_events(self) -> None:
         """Nothing is on its way into the guest any more: no exception, interrupt or NMI (4.32)."""
         self._call(abi.KVM_SET_VCPU_EVENTS, abi.kvm_vcpu_events())

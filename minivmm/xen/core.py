@@ -89,20 +89,25 @@ class Core:
         vcpu = self.current
         if vcpu is None or len(vcpu.domain.vcpus) == 1:
             return
-        others = [other for other in vcpu.domain.vcpus if other is not vcpu and (other.up or other.inside)]
+        if any(other.up or other.inside for other in vcpu.domain.vcpus if other is not vcpu):
+            vcpu.cpu.apply_stores()
+            self.hold_others()
         for other in vcpu.domain.vcpus:
-            if other is not vcpu and not other.up:
-                other.cpu.flush()  # one that was taken down comes up again with what it had cached
-        if not others:
+            if other is not vcpu:
+                other.cpu.flush()  # one that is down too: it comes up again with what it had cached
+
+    def hold_others(self) -> None:
+        """Returns when no other vCPU of the current domain is in the guest: none comes back before the lock is free. So
+        no CPU sets accessed and dirty bits in an entry that is read, and then written."""
+        vcpu = self.current
+        if vcpu is None or len(vcpu.domain.vcpus) == 1:
             return
-        vcpu.cpu.apply_stores()
+        others = [other for other in vcpu.domain.vcpus if other is not vcpu and other.inside]
         for other in others:
-            if other.inside:
-                other.cpu.kick()
+            other.cpu.kick()
         for other in others:
             while other.inside:  # until KVM_RUN has returned: then that thread waits for our lock
                 os.sched_yield()
-            other.cpu.flush()
 
     def let_others_in(self) -> None:
         """Between two parts of a long call, nothing half done: whoever waits for the lock has it first, as Xen preempts

@@ -49,6 +49,7 @@ def _emulate_store(vcpu: VirtualCpu, address: int, machine: int) -> bool:
     from minivmm.xen.table_store import emulate_store
 
     core, domid = vcpu.core, vcpu.domain.domid
+    core.hold_others()  # the instruction is a locked one
     try:
         done = emulate_store(
             vcpu, address, machine, lambda at, value, size: core.tables.emulate_store(domid, at, value, size)

@@ -16,6 +16,7 @@ from minivmm.xen.vcpu import VirtualCpu
 
 _WORD = (1 << 64) - 1
 _NUMBER = (1 << 32) - 1
+_CODE, _STACK = abi.FlatRing3.CS64, abi.FlatRing3.SS64
 AS_WISHED = frozenset({Outcome.SHUTDOWN, Outcome.EXITED, Outcome.RESET, Outcome.SUSPENDED})
 
 
@@ -100,8 +101,9 @@ def _sleep(vcpu: VirtualCpu) -> None:
 
 
 def _hypercall(vcpu: VirtualCpu) -> None:
-    cpu, regs = vcpu.cpu, vcpu.cpu.regs
-    cpu.cs, cpu.ss = abi.FlatRing3.CS64, abi.FlatRing3.SS64  # what `syscall` and `sysret` load, whatever was there
+    cpu = vcpu.cpu
+    regs = cpu.regs
+    cpu.cs, cpu.ss = _CODE, _STACK  # what `syscall` and `sysret` load, whatever was there
     number = regs.rax & _NUMBER
     if number == Hypercall.IRET:
         vcpu.domain.hypercalls["iret"] += 1

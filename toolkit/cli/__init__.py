@@ -41,9 +41,12 @@ class Entry(NamedTuple):
 COMMANDS = {
     "doctor": Entry("toolkit.cli.doctor", "doctor", "What this host can do, and how to mend what it cannot."),
     "guest": Entry("toolkit.cli.guest", "guest", "List and build our guests."),
-    "run": Entry("toolkit.cli.run", "run", "Boot a guest, its console on this terminal."),
+    "run": Entry("toolkit.cli.run", "run", "Boot a guest, a machine or a Xen domain, on this terminal."),
     "compare": Entry("toolkit.cli.compare", "compare", "One guest, every technique, one table."),
+    "image": Entry("toolkit.cli.image", "image", "Kernels and disks for machines: build, pull, list, delete."),
     "bench": Entry("toolkit.cli.bench", "bench", "What minivmm itself costs, against C and QEMU."),
+    "lab": Entry("toolkit.cli.lab", "lab", "Each idea as a claim, an experiment and a verdict."),
+    "vm": Entry("toolkit.cli.vm", "vm", "Virtual machines that stay, made, started and reached by name."),
     "completion": Entry("toolkit.cli.completion", "completion", "Print the shell's completion script."),
 }
 
@@ -52,6 +55,7 @@ Examples:
   vtk doctor                       what works here, and what to install
   vtk run hello                    boot our smallest guest on KVM
   vtk run hello --accel tcg        the same file under QEMU's emulation
+  vtk run hello --xen              the same kernel as a paravirtual Xen domain
   vtk run kernel.elf --mem 256M --disk disk.img,ro --append "quiet"
   vtk compare --quick              measure every technique in 90 seconds
   eval "$(vtk completion bash)"    complete commands and options

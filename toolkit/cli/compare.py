@@ -40,6 +40,7 @@ EPILOG = """\b
 Examples:
   vtk compare --quick
   vtk compare --technique native --technique hvm --workload syscall
+  vtk compare --quick --technique paravirt --workload ptemod --workload ptebatch --exits
   vtk compare --json results.json --html report.html
 
 \b
@@ -102,7 +103,7 @@ def _destination(undo: contextlib.ExitStack, path: str | None, option: str) -> D
 
 
 @click.command("compare", epilog=EPILOG)
-@click.option("--quick", is_flag=True, help="Fewer and shorter samples: half a minute instead of two.")
+@click.option("--quick", is_flag=True, help="Fewer and shorter samples: under a minute instead of three.")
 @click.option(
     "--technique",
     "techniques",
@@ -118,6 +119,7 @@ def _destination(undo: contextlib.ExitStack, path: str | None, option: str) -> D
     help="Only this workload; may be repeated.",
 )
 @click.option("--samples", type=click.IntRange(1, 10_000), help="Samples of each cell.")
+@click.option("--exits", "by_reason", is_flag=True, help="Print exits by reason too, a domain's hypercalls by name.")
 @click.option("--json", "json_file", metavar="FILE", help="Write the results as JSON; - is stdout.")
 @click.option("--html", "html_file", metavar="FILE", help="Write a report as one HTML file.")
 @click.pass_context
@@ -127,6 +129,7 @@ def compare(
     techniques: Sequence[str],
     workloads: Sequence[str],
     samples: int | None,
+    by_reason: bool,
     json_file: str | None,
     html_file: str | None,
 ) -> None:
@@ -153,7 +156,7 @@ def compare(
             from toolkit.compare.html import page
 
             html_to.write(page(report))
-    _print(report, to_stderr=STDOUT in (json_file, html_file))
+    _print(report, by_reason, to_stderr=STDOUT in (json_file, html_file))
     context.exit(status)
 
 
@@ -257,7 +260,7 @@ def _progress() -> Iterator[Callable[[int, int, str], None]]:
         yield show
 
 
-def _print(report: Report, to_stderr: bool) -> None:
+def _print(report: Report, by_reason: bool, to_stderr: bool) -> None:
     from rich.console import Console
 
     from toolkit.compare.report import render
@@ -265,5 +268,5 @@ def _print(report: Report, to_stderr: bool) -> None:
     console = Console(stderr=to_stderr, highlight=False)
     if not console.is_terminal and "COLUMNS" not in os.environ:
         console.width = PLAIN_WIDTH
-    for part in render(report):
+    for part in render(report, by_reason=by_reason):
         console.print(part)

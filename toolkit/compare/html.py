@@ -9,7 +9,7 @@ from __future__ import annotations
 from html import escape
 
 from toolkit.compare import charts, quantity
-from toolkit.compare.report import Notes, details, exits, footer
+from toolkit.compare.report import Notes, details, explained, footer, reasons
 from toolkit.compare.results import Report, Result, Status, to_json
 from toolkit.compare.statistics import ratio
 from toolkit.compare.techniques import BY_NAME, REFERENCE
@@ -48,6 +48,7 @@ th, td { text-align: right; padding: .45rem .6rem; border-bottom: 1px solid var(
   white-space: nowrap; }
 th:first-child { text-align: left; font-weight: 600; white-space: normal; min-width: 10rem; }
 td small, th small { display: block; color: var(--dim); font-weight: 400; font-size: .85em; }
+td.text { text-align: left; white-space: normal; }
 td.failed { color: var(--failed); font-weight: 600; }
 td.unsupported { color: var(--dim); }
 dl { display: grid; grid-template-columns: max-content 1fr; gap: .2rem 1rem; margin: 0; }
@@ -69,6 +70,7 @@ def page(report: Report) -> str:
         _head(report),
         _charts(report),
         _table(report),
+        _exits(report),
         _notes(report),
         _facts("The host", report.host),
         _facts("The run", report.run),
@@ -197,11 +199,26 @@ def _cell(result: Result | None, reference: Result | None, notes: Notes) -> str:
     measured = result.estimate
     if measured is None:
         return f'<td class="{result.status.value}">{result.status.value}<small>note {notes.number(result)}</small></td>'
-    by_reason = ", ".join(f"{name} {quantity.digits(count)}" for name, count in result.exits.items() if count >= 0.005)
-    tip = f' title="{escape(by_reason)}"' if exits(result) is not None and by_reason else ""
+    by_reason = reasons(result)
+    tip = f' title="{escape(by_reason)}"' if by_reason else ""
+    more = " · ".join(details(result, reference))
     return (
         f"<td{tip}>{escape(quantity.time(measured.median))} <span class='dim'>{quantity.spread(measured.spread)}</span>"
-        f"<small>{escape(details(result, reference))}</small></td>"
+        f"<small>{escape(more)}</small></td>"
+    )
+
+
+def _exits(report: Report) -> str:
+    rows = "".join(
+        f'<tr><th scope="row">{escape(result.workload)}</th><td class="text">{escape(result.technique)}</td>'
+        f'<td class="text">{escape(reasons(result))}</td></tr>\n'
+        for result in explained(report)
+    )
+    if not rows:
+        return ""
+    return (
+        "<h2>Exits by reason</h2>\n<details><summary>The exits of an operation, and a domain's hypercalls by name, as "
+        f'far as they are counted</summary>\n<div class="scroll"><table>\n{rows}</table></div></details>\n'
     )
 
 

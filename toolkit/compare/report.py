@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from rich.table import Table
     from rich.text import Text
 
+MOST_SIDE_BY_SIDE = 4  # techniques whose cells fit 100 columns with ratio and exits in one line
+LEAST_SHOWN = 0.005  # exits an operation
 BUSY = 1.0  # load average before a comparison, above which something runs all the time
 STYLES = {Status.OK: "", Status.UNSUPPORTED: "dim", Status.FAILED: "bold red"}
 
@@ -56,8 +58,22 @@ def exits(result: Result) -> float | None:
     return result.exits.get(TOTAL)
 
 
-def details(result: Result, reference: Result | None) -> str:
-    """The second line of a cell: the ratio to the reference, exits an operation."""
+def reasons(result: Result) -> str:
+    """Exits an operation by reason, a domain's hypercalls by name; empty where nothing is told apart."""
+    shown = {name: count for name, count in result.exits.items() if count >= LEAST_SHOWN}
+    if not shown.keys() - {TOTAL}:
+        return ""
+    return ", ".join(f"{name} {quantity.digits(count)}" for name, count in shown.items())
+
+
+def explained(report: Report) -> list[Result]:
+    """The cells whose exits can be told apart, a workload after the other."""
+    cells = (report.find(technique, workload) for workload in report.workloads for technique in report.techniques)
+    return [cell for cell in cells if cell is not None and reasons(cell)]
+
+
+def details(result: Result, reference: Result | None) -> list[str]:
+    """What stands below a cell's time: the ratio to the reference, exits an operation."""
     parts = []
     own = result.estimate
     base = reference.estimate if reference is not None else None
@@ -67,8 +83,8 @@ def details(result: Result, reference: Result | None) -> str:
             parts.append(quantity.times(compared.median))
     count = exits(result)
     if count is not None:
-        parts.append(f"{quantity.digits(count)} exits" if count >= 0.005 else "0 exits")
-    return " · ".join(parts)
+        parts.append(f"{quantity.digits(count)} exits" if count >= LEAST_SHOWN else "0 exits")
+    return parts
 
 
 def table(report: Report) -> Table:
@@ -81,6 +97,7 @@ def table(report: Report) -> Table:
     grid.add_column("workload", no_wrap=True)
     for technique in report.techniques:
         grid.add_column(technique, justify="right", no_wrap=True)
+    between = " · " if len(report.techniques) <= MOST_SIDE_BY_SIDE else "\n"
     notes = Notes(report)
     for workload in report.workloads:
         literature = other_name(workload)
@@ -88,11 +105,11 @@ def table(report: Report) -> Table:
         if literature:
             name.append(f"\n{literature}", style="dim")
         reference = report.find(REFERENCE, workload)
-        grid.add_row(name, *(_cell(report.find(t, workload), reference, notes) for t in report.techniques))
+        grid.add_row(name, *(_cell(report.find(t, workload), reference, notes, between) for t in report.techniques))
     return grid
 
 
-def _cell(result: Result | None, reference: Result | None, notes: Notes) -> Text:
+def _cell(result: Result | None, reference: Result | None, notes: Notes, between: str) -> Text:
     from rich.text import Text
 
     if result is None:
@@ -104,7 +121,7 @@ def _cell(result: Result | None, reference: Result | None, notes: Notes) -> Text
     cell.append(f" {quantity.spread(measured.spread)}", style="dim not bold")
     more = details(result, reference)
     if more:
-        cell.append(f"\n{more}", style="not bold")
+        cell.append("\n" + between.join(more), style="not bold")
     return cell
 
 
@@ -136,12 +153,29 @@ def run_line(run: dict[str, object]) -> str:
     return " · ".join(parts)
 
 
-def render(report: Report) -> Iterator[RenderableType]:
-    """Everything that is printed."""
+def exits_table(report: Report) -> Table:
+    """What `reasons` says, a line a cell."""
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+    from rich.text import Text
+
+    grid = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1))
+    for name in ("workload", "technique"):
+        grid.add_column(name, no_wrap=True)
+    grid.add_column("exits an operation, by reason")
+    for result in explained(report):
+        grid.add_row(Text(result.workload, style="bold"), Text(result.technique), Text(reasons(result)))
+    return grid
+
+
+def render(report: Report, *, by_reason: bool = False) -> Iterator[RenderableType]:
+    """Everything that is printed; `by_reason`: also what the exits were."""
     from rich.text import Text
 
     if report.results:
         yield table(report)
+    if by_reason:
+        yield exits_table(report)
     for number, status, cells, reason, remedy in Notes(report):
         note = Text(f"[{number}] ", style=STYLES[status]).append(f"{status.value}: {cells}: ", style="not bold")
         note.append(reason, style="not bold")

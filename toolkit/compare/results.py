@@ -16,7 +16,10 @@ SCHEMA_VERSION = 1
 UNIT = "ns/op"
 TOTAL = "exits"
 """KVM's name for the counter of all exits; the other keys of `Result.exits` are its parts, as far as anyone tells them
-apart: KVM's own (`io_exits`, …) and those to user space by reason (`user_io`, `user_mmio`, …)."""
+apart: KVM's own (`io_exits`, …), those to user space by reason (`user_io`, `user_mmio`, …), and a domain's."""
+HYPERCALL = "hypercall_"
+"""How the names of a domain's hypercalls begin there: `hypercall_mmu_update`. Those within a multicall are counted too.
+Exceptions are `trap_14`, whatever else took a domain out of ring 3 `domain_system_call`, …"""
 
 
 class ResultsError(VtkError):

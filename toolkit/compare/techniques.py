@@ -1,6 +1,7 @@
 """The techniques compared. One table; a new technique is one class, or one entry of a class that is here.
 
-Every technique runs the same workload sources, virtual machines the same guest file with the same disk file.
+Every technique runs the same workload sources; machines the same guest file with the same disk file, a domain the same
+kernel on Xen's interface instead of the hardware's.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from pathlib import Path
 from typing import NamedTuple, Protocol
 
 from minivmm.errors import VtkError
-from toolkit.compare.results import TOTAL
+from toolkit.compare.results import HYPERCALL, TOTAL
 from toolkit.compare.session import BenchMachine, MachineSession, ProcessSession, Session
 
 REFERENCE = "native"
@@ -102,6 +103,39 @@ class Hvm:
         return MachineSession(build, lifetime=bench.lifetime, counters=counters)
 
 
+class Paravirt:
+    """The bench guest as a paravirtual Xen domain of our own hypervisor, in this process. It gets no disk."""
+
+    name = "paravirt"
+    summary = "a Xen domain on minivmm: a kernel that asks for what it may not do"
+
+    def obstacle(self) -> Obstacle | None:
+        """There may be no KVM, or no right to use it."""
+        return _obstacle(_open_kvm) or _obstacle(_bench_domain)
+
+    def open(self, bench: Bench) -> Session:
+        """See Technique."""
+        from minivmm import XenMachine
+
+        image = _bench_domain()
+        machines: list[XenMachine] = []
+
+        def build(console: Callable[[bytes], None]) -> BenchMachine:
+            machines.append(XenMachine(image, memory=bench.memory, console=console))
+            machines[0].kernel_stats()  # as Hvm does
+            return machines[0]
+
+        def counters() -> dict[str, int]:
+            domain = machines[0].domain
+            own = {f"{HYPERCALL}{name}": count for name, count in dict(domain.hypercalls).items()}
+            own |= {f"trap_{vector}": count for vector, count in dict(domain.traps_taken).items()}
+            own |= {f"domain_{reason.replace(' ', '_')}": count for reason, count in dict(domain.exits).items()}
+            total = {TOTAL: sum(own.values())}  # all that is known where KVM has no counters
+            return total | exits_of(machines[0].kernel_stats()) | own
+
+        return MachineSession(build, lifetime=bench.lifetime, counters=counters)
+
+
 class Qemu:
     """The same machine made by QEMU: `-M microvm` with the same devices, driven over QMP.
 
@@ -152,6 +186,7 @@ class Qemu:
 TECHNIQUES: tuple[Technique, ...] = (
     Native(),
     Hvm("hvm", "inline", "minivmm on KVM: full virtualization with the CPU's help"),
+    Paravirt(),
     Qemu("qemu-kvm", "kvm", "QEMU microvm on the same KVM"),
     Qemu("qemu-tcg", "tcg", "QEMU microvm, every instruction translated by its TCG"),
 )
@@ -168,6 +203,12 @@ def _bench_image() -> Path:
     import guest_os
 
     return guest_os.image("bench")
+
+
+def _bench_domain() -> Path:
+    import guest_os
+
+    return guest_os.image("bench", "xen")
 
 
 def _open_kvm() -> None:

@@ -5,7 +5,6 @@ The cache holds one directory a package and version, NAME_VERSION; a version tha
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
 import subprocess
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from minivmm.errors import HostError
+from toolkit.user_cache import user_cache
 
 Answer = TypeVar("Answer")
 Options = Sequence[str]  # of apt-get and apt-cache: which package lists to use
@@ -27,8 +27,8 @@ class PackageMissing(HostError):
 
 
 def cache_directory() -> Path:
-    """Where unpacked packages are kept: $XDG_CACHE_HOME/vtk/packages, else ~/.cache/vtk/packages."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vtk" / "packages"
+    """Where unpacked packages are kept."""
+    return user_cache("packages")
 
 
 def unpacked(name: str, cache: Path | None = None) -> Path:

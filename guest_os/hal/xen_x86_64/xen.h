@@ -54,7 +54,9 @@
 
 /* mmu_update: commands in the low bits of .ptr; mmuext_op; update_va_mapping's flags */
 #define MMU_NORMAL_PT_UPDATE 0
+#define MMUEXT_PIN_L1_TABLE 0
 #define MMUEXT_PIN_L4_TABLE 3
+#define MMUEXT_UNPIN_TABLE 4
 #define MMUEXT_NEW_BASEPTR 5
 #define MMUEXT_TLB_FLUSH_LOCAL 6
 #define MMUEXT_NEW_USER_BASEPTR 15
@@ -68,8 +70,10 @@
 #define CALLBACKTYPE_syscall 2
 #define CALLBACKF_mask_events 1
 
+#define EVTCHNOP_bind_interdomain 0
 #define EVTCHNOP_bind_virq 1
 #define EVTCHNOP_send 4
+#define EVTCHNOP_alloc_unbound 6
 #define EVTCHNOP_bind_ipi 7
 #define EVTCHNOP_unmask 9
 
@@ -168,6 +172,16 @@ struct multicall_entry {
 struct callback_register {
     uint16_t type, flags;
     unsigned long address;
+};
+
+struct evtchn_alloc_unbound {
+    uint16_t dom, remote_dom;
+    uint32_t port;
+};
+
+struct evtchn_bind_interdomain {
+    uint16_t remote_dom;
+    uint32_t remote_port, local_port;
 };
 
 struct evtchn_bind_virq {

@@ -9,7 +9,7 @@ from minivmm.xen.calls.lists import each, own
 from minivmm.xen.calls.segments import set_ldt
 from minivmm.xen.errors import HypercallError
 from minivmm.xen.frame_words import PageType
-from minivmm.xen.hypercall_abi import MMU_UPDATE, MMUEXT_OP, Mmuext, MmuextOp, MmuUpdate
+from minivmm.xen.hypercall_abi import MMU_UPDATE, MMUEXT_OP, Mmu, Mmuext, MmuextOp, MmuUpdate
 from minivmm.xen.vcpu import VirtualCpu
 
 _FLUSHES = frozenset(
@@ -26,6 +26,8 @@ def mmu_update(vcpu: VirtualCpu, requests: int, count: int, done: int, target: i
     tables, domid = vcpu.core.tables, vcpu.domain.domid
 
     def store(request: MmuUpdate) -> None:
+        if request.ptr & 3 == Mmu.PT_UPDATE_PRESERVE_AD:
+            vcpu.core.hold_others()
         tables.mmu_update(domid, request.ptr, request.val)
 
     return each(vcpu, requests, count, MMU_UPDATE, store, done)

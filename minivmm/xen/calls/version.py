@@ -26,6 +26,7 @@ FEATURES = (
 )
 SIZES = {XenVersion.EXTRAVERSION: 16, XenVersion.CAPABILITIES: 1024, XenVersion.CHANGESET: 64}
 MAX_CONSOLE_WRITE = 4096  # bytes at once, as Xen cuts them
+BREATHES_AT = 64 * MAX_CONSOLE_WRITE
 
 
 def xen_version(vcpu: VirtualCpu, cmd: int, argument: int) -> int:
@@ -74,6 +75,8 @@ def console_io(vcpu: VirtualCpu, cmd: int, count: int, buffer: int) -> int:
                 piece = min(count - written, MAX_CONSOLE_WRITE)
                 vcpu.domain.write_output(vcpu.pages.read(buffer + written, piece))
                 written += piece
+                if written < count and not written % BREATHES_AT:
+                    vcpu.core.let_others_in()
             return 0
         case ConsoleIo.READ:
             return 0

@@ -24,7 +24,7 @@ from minivmm.xen.abi import (
     VcpuInfo,
 )
 from minivmm.xen.event_abi import BIND_IPI, BIND_VIRQ, BindIpi, BindVirq, EventOp, Virq
-from minivmm.xen.hypercall_abi import Hypercall, SchedOp
+from minivmm.xen.hypercall_abi import TRAP_INFO, Hypercall, SchedOp, TrapInfo
 from minivmm.xen.hypervisor import Hypervisor
 from minivmm.xen.recount import recount
 from minivmm.xen.vcpu import VirtualCpu
@@ -204,6 +204,9 @@ def _blank() -> XenImage:
         return read(write(Path(directory), kernel_bytes(notes, code=code, bss=bss)))
 
 
+NO_HANDLERS: Mapping[int, str] = {}
+
+
 class Guest:
     """A domain whose kernel is assembled once its frames are known. A context manager: every frame comes back."""
 
@@ -310,9 +313,10 @@ class Guest:
             time.sleep(0.001)
         raise AssertionError("it does not sleep")
 
-    def prepare_vcpu(self, entry: str, **fields: int) -> None:
+    def prepare_vcpu(self, entry: str, *, handlers: Mapping[int, str] = NO_HANDLERS, **fields: int) -> None:
         """A vcpu_guest_context for the second vCPU in the pages `scratch` and `scratch1`: it begins at `entry`, in the
-        kernel, with R15 and a stack of its own. `fields` are registers, or fields of the context by their names."""
+        kernel, with R15 and a stack of its own. `handlers` are labels by vector; `fields` are registers, or fields of
+        the context by their names, `cr1` being the root of user code."""
         registers = dict.fromkeys(CpuUserRegs._fields, 0) | {
             "rip": self.address(entry),
             "rsp": self.address("stack1_top"),
@@ -330,6 +334,9 @@ class Guest:
         CPU_USER_REGS.pack_into(context, VcpuGuestContext.USER_REGS, CpuUserRegs(**registers))
         for name, value in words.items():
             struct.pack_into("<Q", context, places.get(name) or getattr(VcpuGuestContext, name.upper()), value)
+        for index, (vector, label) in enumerate(handlers.items()):
+            info = TrapInfo(vector, 0, FlatRing3.CS64, self.address(label))
+            TRAP_INFO.pack_into(context, VcpuGuestContext.TRAP_CTXT + index * TRAP_INFO.size, info)
         first = self.frame("scratch") * PAGE_SIZE
         self.core.memory.write(first, bytes(context[:PAGE_SIZE]))
         self.core.memory.write(self.frame("scratch1") * PAGE_SIZE, bytes(context[PAGE_SIZE:]))

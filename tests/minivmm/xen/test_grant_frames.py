@@ -10,8 +10,8 @@ import pytest
 from minivmm.xen import grant_abi as xen
 from minivmm.xen.abi import Domid
 from minivmm.xen.errors import HypercallError
-from minivmm.xen.frame_words import OWNER
 from minivmm.xen.frame_owners import INVALID_M2P_ENTRY
+from minivmm.xen.frame_words import OWNER
 from minivmm.xen.grant_abi import GUEST_AVAIL0, GntMap, GrantOp, GrantStatus, Gtf
 from minivmm.xen.recount import recount
 from tests.minivmm.xen.two_domains import (

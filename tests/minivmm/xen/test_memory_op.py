@@ -13,8 +13,8 @@ from minivmm.xen import memory_abi as xen
 from minivmm.xen.abi import Domid
 from minivmm.xen.calls import memory as calls
 from minivmm.xen.errors import HypercallError
-from minivmm.xen.frame_words import OWNER
 from minivmm.xen.frame_owners import INVALID_M2P_ENTRY
+from minivmm.xen.frame_words import OWNER
 from minivmm.xen.memory_abi import MemoryOp
 from tests.minivmm.xen.two_domains import FREE, LISTS, MAX_PAGES, PAGES, READ_ONLY, P, TwoDomains, W
 

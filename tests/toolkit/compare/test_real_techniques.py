@@ -64,7 +64,46 @@ def test_a_port_read_under_kvm_is_one_exit(tmp_path: Path) -> None:
     assert result.exits["user_io"] == pytest.approx(1, abs=0.2)
 
 
-@pytest.mark.parametrize("name", ["native", pytest.param("hvm", marks=KVM), pytest.param("qemu-tcg", marks=QEMU)])
+@KVM
+def test_a_domain_does_the_same_work_and_has_no_disk_to_do_it_with(tmp_path: Path) -> None:
+    output = tmp_path / "r.json"
+    names = ("native", "paravirt")
+    chosen = [part for name in names for part in ("--technique", name)]
+
+    assert invoke(["compare", "--quick", "--samples", "1", *chosen, "--json", str(output)]) == 0
+
+    report = load(output)
+    for workload in WORKLOADS:
+        native, domain = (report.find(name, workload.name) for name in names)
+        assert native is not None
+        assert domain is not None
+        if workload.name in ("portin", "mmio", "blk-seq", "blk-rand"):
+            assert domain.status is Status.UNSUPPORTED
+            assert domain.reason.startswith("a paravirtual domain has no ")
+        else:
+            assert domain.status is Status.OK, f"{workload.name}: {domain.reason}"
+            assert native.checksum in (None, domain.checksum)  # a process has no control registers
+
+
+@KVM
+def test_hypercalls_are_counted_by_name_and_a_batch_is_one(tmp_path: Path) -> None:
+    output = tmp_path / "r.json"
+    workloads = ("--workload", "ptemod", "--workload", "ptebatch")
+
+    assert invoke(["compare", "--quick", "--technique", "paravirt", *workloads, "--json", str(output)]) == 0
+
+    single, batched = load(output).results
+    assert single.exits["hypercall_update_va_mapping"] == pytest.approx(1, abs=0.1)
+    assert batched.exits["hypercall_multicall"] == pytest.approx(1 / 64, rel=0.1)
+    assert batched.median is not None
+    assert single.median is not None
+    assert single.median > 2 * batched.median
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["native", *(pytest.param(name, marks=KVM) for name in ("hvm", "paravirt")), pytest.param("qemu-tcg", marks=QEMU)],
+)
 def test_every_workload_of_the_table_is_one_of_the_bench_program(name: str, tmp_path: Path) -> None:
     guest_os.write_disk(tmp_path / "disk", 1 << 20)
     session = techniques.BY_NAME[name].open(Bench(tmp_path / "disk", 64 << 20, 60.0))
@@ -106,6 +145,7 @@ def test_what_stands_in_the_way_has_a_mend(
     expected = {
         "native": "no compiler",
         "hvm": "kvm",
+        "paravirt": "kvm",
         "qemu-kvm": "qemu-system-x86_64",
         "qemu-tcg": "qemu-system-x86_64",
     }

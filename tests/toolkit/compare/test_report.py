@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from xml.etree import ElementTree
 
@@ -76,6 +77,34 @@ def test_the_table_fits_100_columns_and_says_what_was_found() -> None:
     assert "…" not in text
     assert "[2] failed: qemu-kvm (cr); qemu-tcg (cr): " in text
     assert "5 samples of at least 15 ms a cell · 1 min 1 s in all" in text
+
+
+def five_techniques() -> Report:
+    report = sample_report()
+    exits = {"exits": 1.5, "hypercall_update_va_mapping": 1.0, "irq_exits": 0.001}
+    return replace(report, results=(*report.results, measured("paravirt", "syscall", 1234.5, **exits)))
+
+
+def test_a_fifth_technique_still_fits_100_columns() -> None:
+    lines = printed(five_techniques()).splitlines()
+
+    assert max(map(len, lines)) <= 100
+    assert not any("…" in line for line in lines)
+    assert [line.split() for line in lines if "17.1×" in line] == [["0.700×", "16.7×", "1230×", "17.1×"]]
+    assert any(line.split()[-1:] == ["exits"] for line in lines)
+
+
+def test_exits_by_reason_are_told_where_they_are_told_apart() -> None:
+    console = Console(file=io.StringIO(), width=100, highlight=False)
+    for part in render(five_techniques(), by_reason=True):
+        console.print(part)
+    assert isinstance(console.file, io.StringIO)
+    text = console.file.getvalue()
+
+    assert re.search(r"syscall +paravirt +exits 1\.50, hypercall_update_va_mapping 1\.00 *$", text, re.MULTILINE)
+    assert "irq_exits" not in text
+    assert "hypercall_update_va_mapping" not in printed(five_techniques())
+    assert '<td class="text">exits 1.50, hypercall_update_va_mapping 1.00</td>' in page(five_techniques())
 
 
 def test_a_reason_is_printed_as_it_is() -> None:
