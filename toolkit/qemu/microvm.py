@@ -34,6 +34,12 @@ class Accelerator(Enum):
     TCG = "tcg"
 
 
+def default_cpu(accelerator: Accelerator) -> str:
+    """QEMU's CPU model with all that the accelerator can give."""
+    # ARCH_CAPABILITIES is offered by software back ends that then refuse the MSR (kvm_pvm, measured).
+    return "host,-arch-capabilities" if accelerator is Accelerator.KVM else "max"
+
+
 class DiskLike(Protocol):
     """`minivmm.Disk`, or anything shaped like it."""
 
@@ -88,9 +94,7 @@ class Microvm:
 
     def arguments(self, binary: str, *, qmp: int, serial: int, hvc: int | None, paused: bool) -> list[str]:
         """The whole command line. `qmp`, `serial` and `hvc` are inherited descriptors of connected sockets."""
-        kvm = self.accelerator is Accelerator.KVM
-        # ARCH_CAPABILITIES is offered by software back ends that then refuse the MSR (kvm_pvm, measured).
-        cpu = self.cpu or ("host,-arch-capabilities" if kvm else "max")
+        cpu = self.cpu or default_cpu(self.accelerator)
         arguments = [
             binary,
             *("-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"),

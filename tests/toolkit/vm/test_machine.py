@@ -1,0 +1,249 @@
+"""Machines of a real QEMU: what they are doing is told truly, whatever was killed, and each verb works or says why."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from minivmm.errors import ImageError, VtkError
+from tests.toolkit.vm.conftest import MakeMachine
+from toolkit.qemu.errors import QemuError
+from toolkit.vm import presence
+from toolkit.vm.directory import Machines
+from toolkit.vm.errors import MachineBusy, Unfinished, WrongState
+from toolkit.vm.machine import Machine, everyone
+from toolkit.vm.making import Parts
+from toolkit.vm.provider import MIB, State
+from toolkit.vm.waiting import wait
+
+pytestmark = pytest.mark.qemu
+
+
+def state(machine: Machine) -> State:
+    return machine.status().state
+
+
+def pid_of(machine: Machine) -> int:
+    pid = machine.status().pid
+    assert pid is not None
+    return pid
+
+
+def test_a_machine_goes_through_its_life(machines: Machines, make: MakeMachine) -> None:
+    machine = make()
+    assert state(machine) is State.STOPPED
+    machine.start()
+    assert state(machine) is State.RUNNING
+    assert wait(machine, "console:rea.y", 30.0) == "ready"
+    with machine.console() as connection:
+        connection.sendall(b"hello")
+        assert connection.recv(1) == b"h"
+    machine.pause()
+    assert state(machine) is State.PAUSED
+    machine.resume()
+    machine.kill()
+    assert state(machine) is State.STOPPED
+    machine.delete(machines)
+    assert machines.names() == []
+
+
+def test_each_verb_says_why_it_does_not_fit(machines: Machines, make: MakeMachine) -> None:
+    machine = make()
+    for verb in (machine.kill, machine.pause, machine.resume, lambda: machine.stop(1.0)):
+        with pytest.raises(WrongState, match="is stopped"):
+            verb()
+    machine.start(paused=True)
+    with pytest.raises(WrongState, match="is paused"):
+        machine.start()
+    with pytest.raises(WrongState, match="is paused"):
+        machine.pause()
+    with pytest.raises(WrongState, match=r"(?s)is paused.*--force"):
+        machine.delete(machines)
+    machine.delete(machines, force=True)
+    assert machines.names() == []
+
+
+def test_paused_from_the_start_it_has_done_nothing(make: MakeMachine) -> None:
+    machine = make()
+    machine.start(paused=True)
+    assert state(machine) is State.PAUSED
+    assert machine.last_lines(1) == []
+    machine.resume()
+    assert wait(machine, "console:ready", 30.0)
+
+
+def test_a_killed_qemu_is_a_crash_and_starts_again(make: MakeMachine) -> None:
+    machine = make()
+    machine.start()
+    os.kill(pid_of(machine), signal.SIGKILL)
+    assert presence.wait_for_end(machine.directory, 10.0)
+    assert state(machine) is State.CRASHED
+    with pytest.raises(WrongState, match="is crashed"):
+        machine.pause()
+    machine.start()
+    assert state(machine) is State.RUNNING
+
+
+def test_a_terminated_qemu_has_stopped(make: MakeMachine) -> None:
+    machine = make()
+    machine.start()
+    os.kill(pid_of(machine), signal.SIGTERM)
+    assert wait(machine, "stopped", 10.0) == "stopped"
+
+
+def test_a_pid_that_is_another_process_by_now_is_not_the_machine(make: MakeMachine) -> None:
+    machine = make()
+    bystander = subprocess.Popen(["sleep", "60"])
+    try:
+        (machine.directory / "qemu.pid").write_text(f"{bystander.pid}\n")
+        assert state(machine) is State.CRASHED
+        assert presence.kill(machine.directory, 1.0)
+        assert bystander.poll() is None
+    finally:
+        bystander.kill()
+        bystander.wait()
+
+
+def test_a_qemu_that_does_not_answer_is_silent_and_can_be_killed(
+    make: MakeMachine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("toolkit.vm.monitor.execute.__defaults__", (None, 0.5))
+    monkeypatch.setattr("toolkit.vm.qemu.QUIT_TIMEOUT", 0.2)
+    machine = make()
+    machine.start()
+    os.kill(pid_of(machine), signal.SIGSTOP)
+    assert state(machine) is State.SILENT
+    with pytest.raises(WrongState, match="is silent"):
+        machine.pause()
+    machine.kill()
+    assert state(machine) is State.STOPPED
+
+
+def test_a_guest_that_panics_is_told_with_its_last_words(make: MakeMachine) -> None:
+    machine = make("a", "panic")
+    machine.start()
+    with pytest.raises(Unfinished, match="is panicked: no console:never can come"):
+        wait(machine, "console:never", 30.0)
+    machine.kill()
+
+
+def test_a_guest_deaf_to_the_power_button_is_left_running(make: MakeMachine) -> None:
+    machine = make()
+    machine.start()
+    with pytest.raises(Unfinished, match=r"(?s)has not powered off within.*vtk vm kill a"):
+        machine.stop(0.3)
+    assert state(machine) is State.RUNNING
+
+
+def test_of_two_starts_at_once_one_wins(make: MakeMachine) -> None:
+    machine = make()
+    ends: list[str] = []
+
+    def one() -> None:
+        try:
+            machine.start()
+            ends.append("started")
+        except WrongState:
+            ends.append("refused")
+
+    threads = [threading.Thread(target=one) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(ends) == ["refused", "started"]
+
+
+def test_one_console_at_a_time(make: MakeMachine) -> None:
+    machine = make()
+    machine.start()
+    with machine.console(), pytest.raises(MachineBusy, match="console of machine 'a' is in use"), machine.console():
+        pass
+
+
+def test_a_taken_port_is_replaced_and_told(make: MakeMachine) -> None:
+    machine = make()
+    port = machine.config().ssh_port
+    with socket.create_server(("127.0.0.1", port)):
+        notes = machine.start()
+    assert any(f"port {port} is taken" in note for note in notes)
+    assert machine.config().ssh_port != port
+
+
+def test_a_kernel_that_is_gone_is_told_and_nothing_runs(make: MakeMachine) -> None:
+    machine = make()
+    Path(machine.config().kernel).unlink()
+    with pytest.raises(ImageError, match="No such file"):
+        machine.start()
+    assert state(machine) is State.STOPPED
+
+
+def test_what_qemu_refuses_is_told_in_its_words(make: MakeMachine) -> None:
+    machine = make()
+    Path(machine.config().kernel).write_bytes(b"no kernel")
+    with pytest.raises(QemuError, match=r"does not start machine 'a'\n  cause: .*kernel"):
+        machine.start()
+    assert state(machine) in (State.STOPPED, State.CRASHED)
+
+
+@pytest.mark.parametrize("delay", [0.15, 0.25, 0.35, 0.45])
+def test_a_vtk_killed_while_it_starts_a_machine_leaves_one_that_is_told_truly(make: MakeMachine, delay: float) -> None:
+    machine = make()
+    vtk = subprocess.Popen([sys.executable, "-m", "toolkit.cli", "vm", "start", "a"], stderr=subprocess.DEVNULL)
+    time.sleep(delay)  # wherever it is then
+    vtk.kill()
+    vtk.wait()
+    deadline = time.monotonic() + 10.0
+    while (now := state(machine)) is State.STARTING and time.monotonic() < deadline:
+        time.sleep(0.05)
+    if now.is_up:
+        machine.kill()
+    machine.start()
+    assert state(machine) is State.RUNNING
+
+
+def test_a_machine_outlives_the_vtk_that_started_it(make: MakeMachine) -> None:
+    machine = make()
+    subprocess.run([sys.executable, "-m", "toolkit.cli", "vm", "start", "a"], check=True, timeout=60)
+    assert state(machine) is State.RUNNING
+
+
+def test_its_disk_is_what_it_writes_to(make: MakeMachine, tmp_path: Path) -> None:
+    disk = tmp_path / "a,b.img"
+    disk.write_bytes(bytes(MIB))
+    machine = make("a", "echo", Parts(accelerator="tcg", memory=32 * MIB, disk=disk))
+    machine.start()
+    assert wait(machine, "console:ready", 30.0)
+
+
+def test_the_list_holds_all_of_them_the_damaged_too(machines: Machines, make: MakeMachine) -> None:
+    make("a").start()
+    make("b")
+    (make("c").directory / "config.json").write_bytes(b"")
+    told = {machine.name: status.state for machine, status in everyone(machines)}
+    assert told == {"a": State.RUNNING, "b": State.STOPPED, "c": State.DAMAGED}
+    for name in told:
+        Machine(machines.get(name)).delete(machines, force=True)
+    assert machines.names() == []
+
+
+def test_a_wait_ends_at_its_deadline(make: MakeMachine) -> None:
+    machine = make()
+    machine.start()
+    for goal in ("console:never", "ssh", "stopped"):
+        with pytest.raises(Unfinished, match=f"no {goal} within 0.3 s"):
+            wait(machine, goal, 0.3)
+
+
+@pytest.mark.parametrize("goal", ["", "now", "console", "console:", "console:(", "ssh:x"])
+def test_a_goal_that_is_none_is_refused(make: MakeMachine, goal: str) -> None:
+    with pytest.raises(VtkError, match=r"cannot be waited for|no regular expression"):
+        wait(make(), goal, 1.0)

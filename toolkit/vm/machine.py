@@ -1,0 +1,161 @@
+"""The verbs on one machine: whether the state allows them, under the machine's lock, done by its provider."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import time
+from collections.abc import Iterator
+
+from minivmm.errors import ConfigError, VtkError
+from toolkit.vm.directory import MachineDirectory, Machines
+from toolkit.vm.errors import StateError, Unfinished, WrongState
+from toolkit.vm.provider import MachineConfig, Provider, State, Status
+from toolkit.vm.qemu import QemuProvider
+
+PROVIDERS: dict[str, Provider] = {"qemu": QemuProvider()}
+POLL_PERIOD = 0.1  # seconds between looks at a machine that is waited for
+LOG_TAIL = 64 << 10  # bytes from the end of the console's log in which the last lines are looked for
+
+REMEDIES = {
+    State.STOPPED: "vtk vm start {}",
+    State.CRASHED: "vtk vm start {}",
+    State.STARTING: "vtk vm wait {} --for running",
+    State.RUNNING: "vtk vm stop {}",
+    State.PAUSED: "vtk vm resume {}",
+    State.PANICKED: "vtk vm logs {}, then vtk vm kill {}",
+    State.SILENT: "vtk vm kill {}",
+    State.DAMAGED: "vtk vm delete --force {}",
+}
+"""What to do about a machine that is in the wrong state."""
+
+
+class Machine:
+    """A machine that is there."""
+
+    def __init__(self, directory: MachineDirectory) -> None:
+        self.directory = directory
+        self.name = directory.name
+
+    def config(self) -> MachineConfig:
+        """Raises StateError when it is damaged, MachineMissing when it is gone."""
+        return self.directory.config()
+
+    def status(self) -> Status:
+        """What it is doing. Never raises."""
+        try:
+            return self._provider().status(self.directory)
+        except VtkError as error:
+            return Status(State.DAMAGED, detail=error.cause or error.message)
+
+    def start(self, *, paused: bool = False) -> list[str]:
+        """Returns what the person should know. Raises WrongState, MachineBusy, HostError, ImageError."""
+        with self.directory.locked(f"start {self.name}"):
+            self._require(State.STOPPED, State.CRASHED)
+            return self._provider().start(self.directory, paused=paused)
+
+    def stop(self, timeout: float) -> None:
+        """Presses the power button and waits. Raises Unfinished when the guest has not ended by then."""
+        with self.directory.locked(f"stop {self.name}"):
+            self._require(State.RUNNING)
+            self._provider().press_power_button(self.directory)
+        deadline = time.monotonic() + timeout
+        while (status := self.status()).state.is_up:
+            if time.monotonic() >= deadline or status.state is not State.RUNNING:
+                cause = "no operating system in it has heard the power button (ACPI)"
+                if status.state is not State.RUNNING:
+                    cause = f"it is {status.state.value} now"
+                raise Unfinished(
+                    f"machine {self.name!r} has not powered off within {timeout:g} s",
+                    cause=cause,
+                    remedy=f"vtk vm kill {self.name}",
+                )
+            time.sleep(POLL_PERIOD)
+
+    def kill(self) -> None:
+        """Ends it now. Raises WrongState, MachineBusy, MonitorSilent."""
+        with self.directory.locked(f"kill {self.name}"):
+            if not self.status().state.is_up:
+                self._require(*(state for state in State if state.is_up))
+            self._provider().kill(self.directory)
+
+    def pause(self) -> None:
+        """Raises WrongState, MachineBusy, HostError."""
+        with self.directory.locked(f"pause {self.name}"):
+            self._require(State.RUNNING)
+            self._provider().pause(self.directory)
+
+    def resume(self) -> None:
+        """Raises WrongState, MachineBusy, HostError."""
+        with self.directory.locked(f"resume {self.name}"):
+            self._require(State.PAUSED)
+            self._provider().resume(self.directory)
+
+    def delete(self, machines: Machines, *, force: bool = False) -> None:
+        """Removes it and its disk; with `force` also when it runs or is damaged. Raises WrongState, MachineBusy."""
+        with self.directory.locked(f"delete {self.name}"):
+            if force:
+                provider = PROVIDERS["qemu"]
+                with contextlib.suppress(StateError):
+                    provider = self._provider()
+                if provider.status(self.directory).state.is_up:
+                    provider.kill(self.directory)
+            else:
+                self._require(State.STOPPED, State.CRASHED, remedy=f"vtk vm delete --force {self.name}")
+            machines.remove(self.directory)
+
+    @contextlib.contextmanager
+    def console(self) -> Iterator[socket.socket]:
+        """The connection to the serial console, held by one at a time. Raises WrongState, MachineBusy, HostError."""
+        with self.directory.held("console.lock", f"the console of machine {self.name!r}"):
+            self._require(State.STARTING, State.RUNNING, State.PAUSED, State.PANICKED)
+            with self._provider().console(self.directory) as connection:
+                yield connection
+
+    def last_lines(self, count: int) -> list[str]:
+        """The last lines of the console."""
+        try:
+            with open(self.directory / "console.log", "rb") as file:
+                file.seek(max(0, file.seek(0, 2) - LOG_TAIL))
+                text = file.read().decode(errors="replace")
+        except FileNotFoundError:
+            return []
+        return text.splitlines()[-count:] if count else []
+
+    def _provider(self) -> Provider:
+        config = self.config()
+        if config.provider not in PROVIDERS:
+            raise StateError(
+                f"machine {self.name!r} is damaged", cause=f"config.json: no provider {config.provider!r} in this vtk"
+            )
+        return PROVIDERS[config.provider]
+
+    def _require(self, *states: State, remedy: str = "") -> Status:
+        """Raises WrongState when it is in none of `states`."""
+        status = self.status()
+        if status.state in states:
+            return status
+        raise WrongState(
+            f"machine {self.name!r} is {status.state.value}",
+            cause=status.detail,
+            remedy=remedy or REMEDIES[status.state].replace("{}", self.name),
+        )
+
+
+def find(machines: Machines, name: str) -> Machine:
+    """Raises ConfigError for a name that cannot be, MachineMissing."""
+    return Machine(machines.get(name))
+
+
+def everyone(machines: Machines) -> list[tuple[Machine, Status]]:
+    """All machines and what they are doing, asked at the same time: one that is silent holds nobody up."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    found = []
+    for name in machines.names():
+        with contextlib.suppress(ConfigError):  # deleted meanwhile
+            found.append(find(machines, name))
+    if not found:
+        return []
+    with ThreadPoolExecutor(min(len(found), 8)) as pool:
+        return list(zip(found, pool.map(Machine.status, found), strict=True))

@@ -1,0 +1,110 @@
+"""What a machine is made of, what it may be doing, and what every provider of machines can do."""
+
+from __future__ import annotations
+
+import socket
+from dataclasses import asdict, dataclass
+from enum import Enum
+from typing import TYPE_CHECKING, Any, Protocol
+
+from minivmm.errors import ConfigError
+
+if TYPE_CHECKING:
+    from toolkit.vm.directory import MachineDirectory
+
+SCHEMA = 1
+MAX_CPUS = 255  # q35 without an interrupt remapping unit
+MIB = 1 << 20
+
+
+class State(Enum):
+    """What a machine is doing."""
+
+    STOPPED = "stopped"
+    STARTING = "starting"  # its process is there and not yet set up
+    RUNNING = "running"
+    PAUSED = "paused"
+    PANICKED = "panicked"  # the guest's kernel said so (pvpanic); the machine stands still
+    CRASHED = "crashed"  # its process was killed or died, or the host went down under it
+    SILENT = "silent"  # its process is there and does not answer
+    DAMAGED = "damaged"  # its directory cannot be read
+
+    @property
+    def is_up(self) -> bool:
+        """Whether the machine has a process."""
+        return self in (State.STARTING, State.RUNNING, State.PAUSED, State.PANICKED, State.SILENT)
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """A machine's state, its process where it has one, and in words what the state alone does not say."""
+
+    state: State
+    pid: int | None = None
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class MachineConfig:
+    """config.json: all that is decided when a machine is made. Paths are absolute."""
+
+    name: str
+    created: str  # ISO 8601, UTC
+    provider: str = "qemu"
+    image: str = ""  # name in the image store
+    kernel: str = ""
+    initrd: str = ""
+    append: str = ""
+    disk: str = ""  # the image the machine's overlay is backed by
+    memory: int = 512 * MIB  # bytes
+    cpus: int = 1
+    accelerator: str = "auto"  # auto | kvm | tcg
+    mac: str = ""
+    ssh_port: int = 0  # of 127.0.0.1, forwarded to the guest's port 22
+    user: str = "root"  # who ssh logs in as
+    seed: bool = False  # whether seed.iso, cloud-init's, is attached
+    schema: int = SCHEMA
+
+    def check(self) -> None:
+        """Raises ConfigError for a machine QEMU would refuse less clearly."""
+        if self.memory < MIB or self.memory % MIB:
+            raise ConfigError(
+                f"a machine cannot have {self.memory} bytes of memory",
+                cause="it must be whole MiB, at least 1",
+                remedy="--mem 512M",
+            )
+        if not 1 <= self.cpus <= MAX_CPUS:
+            raise ConfigError(
+                f"a machine cannot have {self.cpus} CPUs", cause=f"q35 has from 1 to {MAX_CPUS}", remedy="--cpus 1"
+            )
+
+    def to_dict(self) -> dict[str, Any]:
+        """What config.json holds."""
+        return asdict(self)
+
+
+class Provider(Protocol):
+    """A hypervisor with machines in it. Methods but `status` raise HostError, and MonitorSilent where it does not
+    answer; the caller holds the machine's lock and has looked at its state."""
+
+    def status(self, machine: MachineDirectory) -> Status:
+        """What it is doing. Never raises, changes nothing."""
+
+    def start(self, machine: MachineDirectory, *, paused: bool = False) -> list[str]:
+        """Starts it, `paused` before its first instruction; it lives on when this process ends. Returns what
+        the person should know, a sentence each."""
+
+    def press_power_button(self, machine: MachineDirectory) -> None:
+        """Asks the guest to shut down."""
+
+    def kill(self, machine: MachineDirectory) -> None:
+        """Ends it now, whatever the guest does. Returns when it is gone."""
+
+    def pause(self, machine: MachineDirectory) -> None:
+        """Its CPUs stand still."""
+
+    def resume(self, machine: MachineDirectory) -> None:
+        """Its CPUs go on."""
+
+    def console(self, machine: MachineDirectory) -> socket.socket:
+        """A connection to its serial console. One at a time."""
