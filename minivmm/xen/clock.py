@@ -14,6 +14,7 @@ from minivmm.memory import GuestMemory
 from minivmm.xen.abi import VCPU_TIME_INFO, SharedInfo, VcpuTimeInfo
 
 NANOSECONDS = 10**9
+WRONG_NS = 1_000_000  # so far ahead of system time is no domain that computes it from a TSC of the frequency told
 
 
 class Moment(NamedTuple):
@@ -37,11 +38,12 @@ class Clock:
 
     def compare(self, read_tsc: Callable[[], int], earlier: Moment | None) -> Moment:
         """The TSC and system time now. A domain that goes by it, after `earlier`, is never ahead of system time, and
-        its time never goes back."""
-        now, tsc = self.now(), read_tsc()  # in this order
-        if earlier is None or tsc < earlier.tsc:
+        its time never goes back: but for a TSC that does not count as it should, as on an emulated machine."""
+        now, tsc, after = self.now(), read_tsc(), self.now()  # in this order
+        computed = self.at(earlier, tsc) if earlier is not None else 0
+        if earlier is None or tsc < earlier.tsc or computed > after + WRONG_NS:
             return Moment(tsc, now)
-        return Moment(tsc, max(now, self.at(earlier, tsc)))
+        return Moment(tsc, max(now, computed))
 
     def at(self, moment: Moment, tsc: int) -> int:
         """System time at a later TSC, as a domain computes it from `moment` (xen.h, vcpu_time_info)."""

@@ -362,6 +362,7 @@ class Hypervisor:
             core.timers.cancel((domain, "store"))
             domain.store_connection.close()
             store_domains.remove(core.store, domid)
+        core.timers.cancel((domain, "end"))
         for vcpu in domain.vcpus:
             for timer in ("singleshot", "periodic", "poll"):
                 core.timers.cancel((vcpu, timer))

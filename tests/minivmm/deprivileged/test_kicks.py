@@ -10,7 +10,7 @@ import pytest
 from minivmm.deprivileged.events import Interrupted, PortAccess, SoftwareInterrupt, SystemCall, Trap, Vector
 from minivmm.deprivileged.stores import STORES_MAX
 from minivmm.kvm.abi import Exit
-from tests.minivmm.deprivileged.ring3 import CODE, DATA, OUT, PORT, SYSCALL, UD2, USER, Ring3
+from tests.minivmm.deprivileged.ring3 import CODE, DATA, LOAD, OUT, PORT, SYSCALL, UD2, UNMAPPED, USER, Ring3
 
 pytestmark = [pytest.mark.kvm, pytest.mark.svm_smoke]
 
@@ -123,6 +123,37 @@ def test_kicks_at_any_moment_lose_no_event(ring3: Ring3) -> None:
                 cpu.regs.rip += 2
                 old = ring3.memory.read_u64(entry)
                 cpu.store_entry(entry, old, 0x200000 + 0x1000 * (turn % 8) | USER)
+            ready.release()
+            event = cpu.run()
+    finally:
+        over.set()
+        ready.release()
+        kicker.join()
+
+
+def test_what_an_interrupted_guest_was_about_to_meet_does_not_come_later(ring3: Ring3) -> None:
+    """Interrupted, ring 3 is sent elsewhere, as for an event: no exception of where it was finds it there."""
+    code, elsewhere = LOAD + b"\xeb\xfb", CODE + 0x20  # again: mov rax, [rdi]; jmp again
+    fault = Trap(Vector.PF, 4, UNMAPPED, CODE)
+    cpu, ready, over = ring3.cpu, threading.Semaphore(0), threading.Event()
+
+    def kick() -> None:
+        while ready.acquire() and not over.is_set():
+            cpu.kick()
+
+    kicker = threading.Thread(target=kick)
+    kicker.start()
+    try:
+        event = ring3.enter(code.ljust(elsewhere - CODE, b"\x90") + SYSCALL, rdi=UNMAPPED)
+        for _ in range(5000):
+            assert event in (fault, Interrupted())
+            if event == Interrupted():
+                assert cpu.regs.rip == CODE
+                cpu.regs.rip = elsewhere
+                while (event := cpu.run()) == Interrupted():
+                    pass
+                assert event == SystemCall(elsewhere + len(SYSCALL))
+            cpu.regs.rip = CODE
             ready.release()
             event = cpu.run()
     finally:

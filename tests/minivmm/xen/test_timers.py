@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import threading
+from functools import partial
 
 import pytest
 
@@ -157,14 +159,42 @@ def test_a_periodic_timer_comes_again_until_it_is_stopped(guest: Guest) -> None:
             shutdown
     callback:
             take_events
+            cmp rbx, 0
+            je out
             dec rbx
-            return
-    period: dq 1000000
+    out:    return
+            align 8
+    period: dq 5000000
         """
     )
-    assert recorded == [0, *[1 << port] * 3, 0]
+    assert recorded[0] == recorded[-1] == 0
+    assert recorded[1:4] == [1 << port] * 3
     assert (guest.vcpu, "periodic") not in guest.core.timers._due
 
 
 def test_a_period_below_a_millisecond_is_refused(guest: Guest) -> None:
     assert guest.records("hypercall vcpu_op, 6, 0, p\nrecord rax\nshutdown\np: dq 999999") == [error(errno.EINVAL)]
+
+
+def test_a_timer_that_is_set_for_ever_costs_no_memory(guest: Guest) -> None:
+    timers, now = guest.core.timers, guest.core.clock.now()
+    called: list[int] = []
+    with guest.core.lock:
+        for number in range(10_000):
+            timers.set("a timer", now + (1 << 50) + number, lambda: called.append(1))
+        assert len(timers._heap) < 200
+        timers.cancel("a timer")
+    assert not called
+
+
+def test_timers_come_in_their_order_however_often_they_were_set(guest: Guest) -> None:
+    timers, now = guest.core.timers, guest.core.clock.now()
+    called: list[int] = []
+    over = threading.Event()
+    with guest.core.lock:
+        for _ in range(200):
+            for number in range(3):
+                timers.set(number, now + 1_000_000 * (number + 1), partial(called.append, number))
+        timers.set("last", now + 5_000_000, over.set)
+    assert over.wait(30)
+    assert called == [0, 1, 2]

@@ -72,6 +72,7 @@ def frame_of(guest: Guest, raised: Raised, *, user: bool, flags: int = 0) -> lis
             mov rcx, 0x1111
             mov r11, 0x2222
             {raised.code}
+            ud2
     handler:
             record_frame {8 if has_code else 7}
             record rsp
