@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from minivmm.x86.paging import Pte
 from minivmm.xen.calls import TABLE
-from minivmm.xen.frame_words import ADDRESS, HYPERVISOR_SLOTS, PAGE_SHIFT
+from minivmm.xen.frame_words import ADDRESS, HYPERVISOR_SLOTS, PAGE_SHIFT, PageType
 from minivmm.xen.hypercall_abi import Hypercall
 from minivmm.xen.vcpu import VirtualCpu
 
@@ -56,8 +56,11 @@ def walk(vcpu: VirtualCpu, address: int) -> list[str]:
         slot = address >> shift & 0x1FF
         entry = memory.read_u64(table + 8 * slot)
         frame = (entry & ADDRESS) >> PAGE_SHIFT
+        if not entry & Pte.PRESENT:
+            lines.append(f"L{level}[{slot}] = {entry:#018x}  not present")
+            break
         lines.append(f"L{level}[{slot}] = {entry:#018x}  {tables.describe(frame)}")
-        if not entry & Pte.PRESENT or (level == 4 and slot in HYPERVISOR_SLOTS):
+        if level == PageType.L4 and slot in HYPERVISOR_SLOTS:
             break
         table = frame << PAGE_SHIFT
     return lines

@@ -91,4 +91,4 @@ class Domain:
     def statistics(self) -> dict[str, int]:
         """Hypercalls by name, and what else took it out of ring 3."""
         counts = dict(self.hypercalls) | dict(self.unknown_hypercalls)
-        return counts | {f"trap {vector}": count for vector, count in self.traps_taken.items()} | dict(self.exits)
+        return counts | {f"trap {vector}": count for vector, count in dict(self.traps_taken).items()} | dict(self.exits)
