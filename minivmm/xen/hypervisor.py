@@ -66,7 +66,9 @@ class Hypervisor:
             self.memory = GuestMemory(memory)
             self._release.callback(self.memory.close)
             base = self.memory.low_size - Monitor.pages(self.memory, cpus) * PAGE_SIZE
-            m2p_tables = 2 + -(-(memory // PAGE_SIZE * 8) // (512 * PAGE_SIZE))
+            # An entry for every frame number there is, those of the hole below 4 GiB too.
+            highest = HOLE_END + self.memory.high_size if self.memory.high_size else self.memory.low_size
+            m2p_tables = 2 + -(-(highest // PAGE_SIZE * 8) // (512 * PAGE_SIZE))
             self._m2p_tables = base - m2p_tables * PAGE_SIZE
             self._mailboxes = self._m2p_tables - cpus * MAILBOX_PAGES * PAGE_SIZE
             if self._mailboxes < PAGE_SIZE:

@@ -8,9 +8,13 @@ import time
 
 import pytest
 
+import guest_os
+from minivmm.deprivileged.walk import translate
+from minivmm.memory import HOLE_END, PAGE_SIZE
 from minivmm.outcome import Outcome
 from minivmm.xen.event_abi import Virq
-from minivmm.xen.hypervisor import Hypervisor
+from minivmm.xen.hypervisor import M2P_VIRT, Hypervisor
+from minivmm.xen.machine import XenMachine
 from minivmm.xen.recount import recount
 from tests.minivmm.xen.kernels import Guest
 
@@ -245,3 +249,14 @@ def test_a_machine_counts_every_frame_again_and_finds_nothing_wrong() -> None:
             """
         )
     assert recorded == [0, 0]
+
+
+def test_a_domain_may_have_memory_beyond_the_device_hole() -> None:
+    memory = 3200 << 20  # its last frames are above 4 GiB, and have numbers that the hole's come before
+    with XenMachine(guest_os.image("hello", "xen"), memory=memory) as machine:
+        assert max(machine.domain.mfns) >= HOLE_END // PAGE_SIZE
+        assert machine.run().outcome is Outcome.SHUTDOWN
+        hypervisor, frames = machine.hypervisor, machine.hypervisor.core.frames
+        for mfn in (min(machine.domain.mfns), max(machine.domain.mfns)):
+            shown = translate(hypervisor.memory, machine.domain.start.registers.cr3, M2P_VIRT + 8 * mfn)
+            assert shown == frames.m2p_mfns.start * PAGE_SIZE + 8 * mfn
