@@ -260,3 +260,7 @@ def test_a_domain_may_have_memory_beyond_the_device_hole() -> None:
         for mfn in (min(machine.domain.mfns), max(machine.domain.mfns)):
             shown = translate(hypervisor.memory, machine.domain.start.registers.cr3, M2P_VIRT + 8 * mfn)
             assert shown == frames.m2p_mfns.start * PAGE_SIZE + 8 * mfn
+        monitor = hypervisor.monitor
+        root = hypervisor.memory.view(monitor.root, PAGE_SIZE).cast("Q")
+        assert [slot for slot, entry in enumerate(root) if entry] == [monitor.slot]  # not one table too many
+        root.release()
