@@ -7,14 +7,12 @@ a guest of ours become one when they are asked to.
 from __future__ import annotations
 
 import contextlib
-import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-import click
-
 from minivmm.errors import ConfigError, HostError, ImageError
+from toolkit.telling import told_when_long
 from toolkit.user_cache import user_cache
 
 if TYPE_CHECKING:
@@ -27,7 +25,6 @@ BARE, XEN = "bare", "xen"
 MEMORY = 64 << 20  # bytes, where the user does not say
 LINUX_MEMORY = 256 << 20
 LINUX_CONSOLE = "console=hvc0"  # where a domain's console ring is, to Linux
-LONG = 2.0  # seconds after which a person is told what takes so long
 
 
 class Wish(NamedTuple):
@@ -171,7 +168,7 @@ def _domain(wish: Wish, image: Path, kernel: Kernel) -> Plan:
         from minivmm import XenMachine
 
         doing = "unpacking the kernel, which is kept for the next time" if kernel.packed else "building the domain"
-        with _told_when_long(f"vtk: {doing} ..."):
+        with told_when_long(doing):
             return XenMachine(
                 image,
                 memory=memory,
@@ -242,15 +239,3 @@ def _choose(asked: str | None) -> tuple[str, str]:
             raise
         return "tcg", error.message + (f" ({error.cause}); try: {error.remedy}" if error.remedy else "")
     return "kvm", ""
-
-
-@contextlib.contextmanager
-def _told_when_long(text: str) -> Iterator[None]:
-    """Says `text` on standard error when the block takes long."""
-    timer = threading.Timer(LONG, click.echo, [text], {"err": True})
-    timer.daemon = True
-    timer.start()
-    try:
-        yield
-    finally:
-        timer.cancel()

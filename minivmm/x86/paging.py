@@ -8,6 +8,12 @@ from functools import lru_cache
 from minivmm.memory import GuestMemory
 
 LARGE_PAGE = 2 << 20
+VIRTUAL_BITS = 48  # of a linear address; the rest repeat the highest of them
+
+
+def is_canonical(address: int) -> bool:
+    """SDM 1, 3.3.7.1."""
+    return (address + (1 << VIRTUAL_BITS - 1)) & (1 << 64) - 1 < 1 << VIRTUAL_BITS
 
 
 class Pte:

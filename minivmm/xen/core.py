@@ -47,7 +47,6 @@ class Core:
         self.domains: dict[int, Domain] = {}
         self.current: VirtualCpu | None = None
         """Whose event is being answered."""
-        self.m2p_virt = m2p_virt
         self.cpuid = cpuid
         """What domains are told of the processor."""
         self._stale = False

@@ -8,11 +8,19 @@ from typing import Any, TypeVar
 from minivmm.deprivileged import walk
 from minivmm.layout import Layout
 from minivmm.memory import PAGE_SIZE, GuestMemory
+from minivmm.x86.paging import is_canonical
 from minivmm.xen.errors import HypercallError
 
 MAX_COPY = 1 << 20  # bytes at once: what a hypercall copies is bounded by its own structure, and by this
 
 Record = TypeVar("Record", bound=tuple[Any, ...])
+
+
+def canonical(address: int) -> int:
+    """`address`. Raises HypercallError(EINVAL) when no address can be so."""
+    if not is_canonical(address):
+        raise HypercallError(errno.EINVAL, f"{address:#x} is no address (SDM 1, 3.3.7.1)")
+    return address
 
 
 class GuestPointers:
@@ -33,7 +41,7 @@ class GuestPointers:
 
     def _translate(self, address: int, needed: int) -> int:
         """The machine address behind `address`, every level of whose mapping has the `needed` bits."""
-        if (address + (1 << 47)) & (1 << 64) - 1 < 1 << 48:  # canonical
+        if is_canonical(address):
             machine = walk.translate(self.memory, self.root, address, needed)
             if machine is not None:
                 return machine

@@ -12,6 +12,7 @@ from typing import NamedTuple, Protocol
 
 from minivmm.x86.registers import Efer
 from minivmm.xen.errors import HypercallError
+from minivmm.xen.guest_pointer import canonical
 
 APIC_BASE_AT_RESET = 0xFEE0_0000 | 1 << 11  # enabled
 APIC_BASE_BSP = 1 << 8
@@ -64,9 +65,7 @@ def _set_gs_base(vcpu: MsrOwner, value: int) -> None:
 
 
 def _set_kernel_gs_base(vcpu: MsrOwner, value: int) -> None:
-    if value + (1 << 47) & (1 << 64) - 1 >= 1 << 48:
-        raise HypercallError(errno.EINVAL, f"{value:#x} is no address (SDM 1, 3.3.7.1)")
-    vcpu.gs_base_user = value
+    vcpu.gs_base_user = canonical(value)
 
 
 def _constant(value: int) -> Callable[[MsrOwner], int]:

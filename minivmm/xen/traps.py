@@ -17,12 +17,13 @@ import struct
 from minivmm.deprivileged.events import WITH_ERROR_CODE, Vector
 from minivmm.deprivileged.state import RFLAGS_RING3
 from minivmm.outcome import EndOfRun, Outcome
+from minivmm.x86.paging import is_canonical
 from minivmm.x86.registers import RFLAGS_IF, RFLAGS_RESERVED
 from minivmm.xen import abi
 from minivmm.xen.abi import HYPERVISOR_VIRT_END, HYPERVISOR_VIRT_START
 from minivmm.xen.errors import HypercallError
 from minivmm.xen.hypercall_abi import CallbackType, VmAssistType
-from minivmm.xen.vcpu import Callback, TrapHandler, VirtualCpu, is_canonical
+from minivmm.xen.vcpu import Callback, TrapHandler, VirtualCpu
 
 PF_USER = 1 << 2  # page-fault error code: the access came from ring 3
 RFLAGS_CLEARED = 0x7_4100  # TF, NT, RF, VM, as a gate does; and AC: a kernel has no alignment checks

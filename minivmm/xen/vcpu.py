@@ -13,7 +13,7 @@ from minivmm.memory import PAGE_SIZE
 from minivmm.x86.registers import Cr0, Cr4, Xcr0
 from minivmm.xen import abi
 from minivmm.xen.errors import HypercallError
-from minivmm.xen.guest_pointer import GuestPointers
+from minivmm.xen.guest_pointer import GuestPointers, canonical
 from minivmm.xen.hypercall_abi import VmAssistType
 from minivmm.xen.mailbox import MAILBOX_SLOT, Mailbox
 
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from minivmm.xen.domain import Domain
     from minivmm.xen.pit import Ports
 
-ADDRESS_CANONICAL = 1 << 47
 RECENT_HYPERCALLS = 16  # kept for a crash dump
 
 CR0_AT_START = Cr0.PG | Cr0.AM | Cr0.WP | Cr0.NE | Cr0.ET | Cr0.MP | Cr0.PE
@@ -74,7 +73,6 @@ class VirtualCpu:
         self.callbacks: dict[int, Callback] = {}
         """By CallbackType."""
         self.kernel_stack = 0
-        self.kernel_ss = abi.FlatRing3.SS64
         self.iopl = 0
         self.nmi_pending = self.nmi_masked = False
         self.cr0, self.cr4, self.xcr0 = CR0_AT_START, CR4_AT_START, Xcr0.X87
@@ -307,15 +305,3 @@ class VirtualCpu:
     def clock_ns(self) -> int:
         """System time."""
         return self.core.clock.now()
-
-
-def is_canonical(address: int) -> bool:
-    """SDM 1, 3.3.7.1."""
-    return (address + ADDRESS_CANONICAL) & (1 << 64) - 1 < 1 << 48
-
-
-def canonical(address: int) -> int:
-    """`address`. Raises HypercallError(EINVAL) when no address can be so."""
-    if not is_canonical(address):
-        raise HypercallError(EINVAL, f"{address:#x} is no address (SDM 1, 3.3.7.1)")
-    return address

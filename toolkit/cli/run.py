@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,6 +10,7 @@ import click
 
 from minivmm.outcome import Outcome
 from toolkit.cli import ExitStatus, run_report
+from toolkit.cli.sizes import Size
 from toolkit.machines import BARE, Wish, plan
 
 if TYPE_CHECKING:
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 
 MAX_TIMEOUT = 1e7  # seconds
 FLUSH_LIMIT = 3.0  # seconds the reader of a guest that was ended has to take its last output
-UNITS = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 
 STATUSES = "\n".join(
     f"  {'1-19' if outcome is Outcome.EXITED else outcome.exit_status!s:<5}{outcome.value:<15}{outcome.meaning}"
@@ -40,16 +39,6 @@ Exit status, by how the guest ended:
   2    wrong usage or input, 3 the host cannot do it (`exited` may give the same
        numbers: --json tells them apart)
 """
-
-
-def _size(_ctx: click.Context, _param: click.Parameter, value: str | None) -> int | None:
-    """Bytes. A bare number is MiB, as for QEMU's -m."""
-    if value is None:
-        return None
-    size = re.fullmatch(r"(\d{1,15})([KMGT]?)(?:i?B)?", value.strip(), re.IGNORECASE | re.ASCII)
-    if size is None:
-        raise click.BadParameter(f"{value!r} is not a size: write 64M, 1G or 512K")
-    return int(size[1]) * UNITS[size[2].upper() or "M"]
 
 
 def _seconds(_ctx: click.Context, _param: click.Parameter, value: float | None) -> float | None:
@@ -91,7 +80,7 @@ def _complete_guest(_ctx: click.Context, _param: click.Parameter, incomplete: st
 
 @click.command(epilog=HELP_END)
 @click.argument("guest", metavar="GUEST|FILE", shell_complete=_complete_guest)
-@click.option("--mem", "memory", metavar="SIZE", callback=_size, help="RAM.  [default: 64M; a Linux domain 256M]")
+@click.option("--mem", "memory", metavar="SIZE", type=Size(), help="RAM.  [default: 64M; a Linux domain 256M]")
 @click.option("--cpus", metavar="N", type=click.IntRange(1), default=1, show_default=True, help="Virtual CPUs.")
 @click.option(
     "--disk", "disks", metavar="FILE[,ro]", callback=_disks, multiple=True, help="A raw virtio disk; may be repeated."

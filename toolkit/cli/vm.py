@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +10,7 @@ import click
 
 from toolkit.cli import ExitStatus
 from toolkit.cli.sizes import Size
+from toolkit.telling import told_when_long
 
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
@@ -20,7 +19,6 @@ if TYPE_CHECKING:
     from toolkit.vm.machine import Machine
     from toolkit.vm.provider import Status
 
-LONG = 2.0  # seconds after which a wait is told
 MAX_TIMEOUT = 1e7  # seconds
 FILE = click.Path(path_type=Path)
 SIZE = Size()
@@ -118,7 +116,7 @@ def create(name: str, as_json: bool, **parts: Any) -> None:
 def start(name: str, paused: bool, as_json: bool) -> None:
     """Start a machine; it goes on when vtk has ended."""
     machine = _find(name)
-    with _told_when_long(f"starting {name}"):
+    with told_when_long(f"starting {name}"):
         notes = machine.start(paused=paused)
     for note in notes:
         click.echo(f"vtk: {name}: {note}", err=True)
@@ -132,7 +130,7 @@ def start(name: str, paused: bool, as_json: bool) -> None:
 def stop(name: str, timeout: float, as_json: bool) -> None:
     """Press the power button, and wait until the guest has shut down."""
     machine = _find(name)
-    with _told_when_long(f"waiting up to {timeout:g} s for {name} to shut down"):
+    with told_when_long(f"waiting up to {timeout:g} s for {name} to shut down"):
         machine.stop(timeout)
     _tell(machine, "stopped", as_json)
 
@@ -143,7 +141,7 @@ def stop(name: str, timeout: float, as_json: bool) -> None:
 def kill(name: str, as_json: bool) -> None:
     """End a machine now, as by pulling its plug."""
     machine = _find(name)
-    with _told_when_long(f"ending {name}"):
+    with told_when_long(f"ending {name}"):
         machine.kill()
     _tell(machine, "killed", as_json)
 
@@ -306,7 +304,7 @@ def wait(name: str, goal: str, timeout: float, as_json: bool) -> None:
     from toolkit.vm.waiting import wait as wait_for
 
     machine = _find(name)
-    with _told_when_long(f"waiting up to {timeout:g} s for {name}: {goal}"):
+    with told_when_long(f"waiting up to {timeout:g} s for {name}: {goal}"):
         found = wait_for(machine, goal, timeout)
     if as_json:
         _print_json({"name": name, "goal": goal, "found": found})
@@ -339,7 +337,7 @@ def logs(name: str, lines: int | None, qemu: bool, as_json: bool) -> None:
 def delete(name: str, force: bool, as_json: bool) -> None:
     """Remove a machine and its disk; its image stays."""
     machine = _find(name)
-    with _told_when_long(f"deleting {name}"):
+    with told_when_long(f"deleting {name}"):
         machine.delete(_machines(), force=force)
     if as_json:
         _print_json({"name": name, "deleted": True})
@@ -391,17 +389,3 @@ def _print_json(content: dict[str, Any]) -> None:
     import json
 
     click.echo(json.dumps({"schema": 1, **content}, indent=2))
-
-
-@contextlib.contextmanager
-def _told_when_long(text: str) -> Iterator[None]:
-    """Says `text` on standard error when the block takes long."""
-    import threading
-
-    timer = threading.Timer(LONG, click.echo, [f"vtk: {text} ..."], {"err": True})
-    timer.daemon = True
-    timer.start()
-    try:
-        yield
-    finally:
-        timer.cancel()

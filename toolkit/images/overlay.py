@@ -45,8 +45,16 @@ def overlay(image: Image, path: Path, size: int | None = None) -> Path:
     """
     if image.disk is None:
         raise ImageError(image.directory, f"image {image.name!r} has no disk", remedy="vtk image build debian")
+    return overlay_on(image.disk.resolve(), "qcow2", path, size)
+
+
+def overlay_on(backing: Path, form: str, path: Path, size: int | None = None) -> Path:
+    """Makes `path` a qcow2 on top of any disk, of QEMU's format `form`, which is only read. Returns `path`.
+
+    Raises ImageBuildFailed, ToolMissing.
+    """
     extent = [] if size is None else [str(size)]
-    _qemu_img("create", "-q", "-f", "qcow2", "-F", "qcow2", "-b", str(image.disk.resolve()), str(path), *extent)
+    _qemu_img("create", "-q", "-f", "qcow2", "-F", form, "-b", str(backing), str(path), *extent)
     return path
 
 

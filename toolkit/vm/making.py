@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import re
 import secrets
-import subprocess
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -13,14 +12,13 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from minivmm.errors import ConfigError, HostError, ImageError
 from toolkit.vm.directory import MachineDirectory, Machines, check_name
-from toolkit.vm.errors import MachineExists, StateError
+from toolkit.vm.errors import MachineExists
 from toolkit.vm.ports import LOOPBACK, free_port
 from toolkit.vm.provider import MIB, MachineConfig
 
 if TYPE_CHECKING:
     from toolkit.images.store import Image
 
-QEMU_IMG_TIMEOUT = 60.0  # seconds; an overlay takes 0.03
 SEEDED = ("debian", "cloud")  # the kinds of images in which cloud-init looks for a seed
 OUI = "52:54:00"  # QEMU's own; the rest is random
 
@@ -145,7 +143,8 @@ def _make_seed(directory: MachineDirectory, config: MachineConfig, public_key: s
 
 def _make_overlay(backing: Path, path: Path, size: int | None) -> None:
     """A qcow2 in which what is written stays, on top of `backing`, which is only read. Raises ImageError, HostError."""
-    from toolkit.images.overlay import info, tool
+    from toolkit.images.errors import ImageBuildFailed
+    from toolkit.images.overlay import info, overlay_on
 
     told = info(backing)
     virtual_size, form = int(told["virtual-size"]), str(told["format"])
@@ -155,18 +154,7 @@ def _make_overlay(backing: Path, path: Path, size: int | None) -> None:
             cause=f"the image has {virtual_size} bytes",
             remedy=f"--disk-size {-(-virtual_size // MIB)}M",
         )
-    line = [tool("qemu-img"), "create", "-q", "-f", "qcow2", "-F", form, "-b", str(backing), str(path)]
     try:
-        done = subprocess.run(
-            line if size is None else [*line, str(size)],
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            errors="replace",
-            timeout=QEMU_IMG_TIMEOUT,
-            check=False,
-        )
-    except (OSError, subprocess.TimeoutExpired) as error:
-        raise StateError(f"no overlay can be made on {backing}", cause=str(error)) from error
-    if done.returncode != 0:
-        raise ImageError(backing, "no overlay can be made on it", cause=done.stderr.strip())
+        overlay_on(backing, form, path, size)
+    except ImageBuildFailed as error:
+        raise ImageError(backing, "no overlay can be made on it", cause=error.cause or error.message) from error

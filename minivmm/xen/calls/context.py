@@ -11,8 +11,9 @@ from minivmm.xen.calls.control import trap_handler
 from minivmm.xen.calls.segments import load_gdt
 from minivmm.xen.errors import HypercallError
 from minivmm.xen.frame_words import ENTRIES
+from minivmm.xen.guest_pointer import canonical
 from minivmm.xen.hypercall_abi import TRAP_INFO, CallbackType
-from minivmm.xen.vcpu import Callback, VirtualCpu, canonical
+from minivmm.xen.vcpu import Callback, VirtualCpu
 
 TRAPS = 256
 GDT_FRAMES = 16

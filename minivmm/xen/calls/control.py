@@ -5,6 +5,7 @@ from __future__ import annotations
 from errno import EINVAL, ENOSYS, EPERM
 
 from minivmm.xen.errors import HypercallError
+from minivmm.xen.guest_pointer import canonical
 from minivmm.xen.hypercall_abi import (
     CALLBACK_REGISTER,
     CALLBACK_UNREGISTER,
@@ -17,7 +18,7 @@ from minivmm.xen.hypercall_abi import (
     VmAssistType,
 )
 from minivmm.xen.platform_abi import PHYSDEV_SET_IOPL, XENNMI_CALLBACK, NmiOp, PhysdevOp
-from minivmm.xen.vcpu import Callback, TrapHandler, VirtualCpu, canonical
+from minivmm.xen.vcpu import Callback, TrapHandler, VirtualCpu
 
 TRAP_VECTORS = 256
 TRAP_DPL = 3
@@ -59,10 +60,9 @@ def trap_handler(info: TrapInfo) -> TrapHandler:
     return TrapHandler(canonical(info.address), bool(info.flags & TRAP_MASKS_EVENTS), info.flags & TRAP_DPL)
 
 
-def stack_switch(vcpu: VirtualCpu, stack_segment: int, stack: int) -> int:
+def stack_switch(vcpu: VirtualCpu, _stack_segment: int, stack: int) -> int:
     """xen.h: the kernel stack that a trap from user mode is pushed on."""
     vcpu.kernel_stack = canonical(stack)
-    vcpu.kernel_ss = stack_segment & 0xFFFF | 3
     return 0
 
 

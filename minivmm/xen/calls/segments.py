@@ -12,8 +12,9 @@ from minivmm.memory import PAGE_SIZE
 from minivmm.xen.abi import FIRST_RESERVED_GDT_ENTRY
 from minivmm.xen.errors import HypercallError
 from minivmm.xen.frame_words import ENTRIES
+from minivmm.xen.guest_pointer import canonical
 from minivmm.xen.hypercall_abi import SegmentBase
-from minivmm.xen.vcpu import VirtualCpu, canonical
+from minivmm.xen.vcpu import VirtualCpu
 
 MAX_LDT_ENTRIES = 8192
 

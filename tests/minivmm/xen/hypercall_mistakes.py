@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import inspect
 import sys
-import textwrap
 from types import ModuleType
 from typing import NamedTuple
 
@@ -24,6 +22,7 @@ from minivmm.xen.guest_pointer import GuestPointers
 from minivmm.xen.hypervisor import Hypervisor
 from minivmm.xen.memory import Memory
 from minivmm.xen.page_tables import PageTables
+from tests.minivmm.xen.seeded import mistaken
 
 
 class Mistake(NamedTuple):
@@ -37,12 +36,7 @@ class Mistake(NamedTuple):
 
     def make(self, patch: pytest.MonkeyPatch) -> None:
         right = getattr(self.owner, self.method)
-        source = textwrap.dedent(inspect.getsource(right))
-        assert source.count(self.line) == 1, f"{self.method} has changed"
-        namespace = dict(vars(sys.modules[right.__module__]))
-        code = "from __future__ import annotations\n" + source.replace(self.line, self.mistake)
-        exec(compile(code, self.method, "exec"), namespace)
-        wrong = namespace[self.method]
+        wrong = mistaken(right, self.line, self.mistake)
         patch.setattr(self.owner, self.method, wrong)
         if isinstance(self.owner, ModuleType):
             for user in [m for name, m in sys.modules.items() if name.startswith("minivmm.xen")]:
@@ -244,7 +238,7 @@ MISTAKES = [
         "an address that is none",
         GuestPointers,
         "_translate",
-        "(address + (1 << 47)) & (1 << 64) - 1 < 1 << 48",
+        "is_canonical(address)",
         "True",
     ),
     Mistake("half of it is written", GuestPointers, "_pieces", "length - count", "0"),

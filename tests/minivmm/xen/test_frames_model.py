@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import inspect
 import random
-import textwrap
 
 import pytest
 from hypothesis import HealthCheck, Phase, settings
@@ -14,6 +12,7 @@ from minivmm.errors import GuestError
 from minivmm.xen.frames import FrameTable
 from minivmm.xen.page_tables import PageTables
 from tests.minivmm.xen.frame_machine import RULES, SHARES, Domains
+from tests.minivmm.xen.seeded import mistaken
 
 
 def walk(seed: int, steps: int = 60) -> None:
@@ -114,10 +113,6 @@ MISTAKES: list[tuple[str, type, str, str, str]] = [
 def test_a_seeded_mistake_is_found(
     monkeypatch: pytest.MonkeyPatch, owner: type, method: str, line: str, mistake: str
 ) -> None:
-    source = textwrap.dedent(inspect.getsource(getattr(owner, method)))
-    assert source.count(line) == 1
-    namespace = dict(getattr(owner, method).__globals__)
-    exec(compile("from __future__ import annotations\n" + source.replace(line, mistake), method, "exec"), namespace)
-    monkeypatch.setattr(owner, method, namespace[method])
+    monkeypatch.setattr(owner, method, mistaken(getattr(owner, method), line, mistake))
     with pytest.raises((AssertionError, LookupError, ValueError, TypeError, GuestError)):
         hunt()
