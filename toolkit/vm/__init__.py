@@ -2,3 +2,6 @@
 
 Everything vtk knows of a machine is in its directory (`directory`); what it is doing, the provider is asked each time.
 """
+
+PROVIDERS = {"qemu": "toolkit.vm.qemu:QemuProvider"}
+"""Where each provider is; loaded when a machine of it is met."""

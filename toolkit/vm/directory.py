@@ -44,12 +44,12 @@ def user_state() -> Path:
     return Path(os.environ.get("XDG_STATE_HOME") or os.path.expanduser("~/.local/state"), "vtk")
 
 
-def check_name(name: str) -> None:
-    """Raises ConfigError for a name that is no machine's."""
+def check_name(name: str, whose: str = "a machine") -> None:
+    """Raises ConfigError for a name that cannot be anybody's."""
     if not NAME.fullmatch(name):
         shown = name if len(name) <= 80 else f"{name[:80]}…"
         raise ConfigError(
-            f"{shown!r} cannot be a machine's name",
+            f"{shown!r} cannot be {whose}'s name",
             cause="a name has up to 64 of a-z A-Z 0-9 . _ - and begins with a letter or a digit",
             remedy="web-1",
         )

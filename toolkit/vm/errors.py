@@ -3,7 +3,8 @@
 VtkError
 ├── ConfigError
 │   ├── MachineMissing   there is no machine of that name
-│   └── MachineExists    there is one already
+│   ├── MachineExists    there is one already
+│   └── Unsupported      the machine's provider has no such verb, or not for a machine like this
 ├── HostError
 │   ├── StateError       a machine's directory cannot be used: permissions, a full disk, a damaged file
 │   ├── MachineBusy      another vtk is at work on it
@@ -32,6 +33,10 @@ class MachineExists(ConfigError):
         super().__init__(
             f"there is a machine {name!r} already", remedy=f"another name, or vtk vm delete {name} to have it anew"
         )
+
+
+class Unsupported(ConfigError):
+    """The machine's provider has no such verb, or not for a machine like this one."""
 
 
 class StateError(HostError):

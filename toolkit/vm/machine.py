@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import functools
+import importlib
 import socket
 import time
 from collections.abc import Iterator
 
 from minivmm.errors import ConfigError, VtkError
-from toolkit.vm.directory import MachineDirectory, Machines
+from toolkit.vm import PROVIDERS
+from toolkit.vm.directory import MachineDirectory, Machines, check_name
 from toolkit.vm.errors import StateError, Unfinished, WrongState
-from toolkit.vm.provider import MachineConfig, Provider, State, Status
-from toolkit.vm.qemu import QemuProvider
+from toolkit.vm.provider import Figures, MachineConfig, Migration, Provider, Snapshot, State, Status
 
-PROVIDERS: dict[str, Provider] = {"qemu": QemuProvider()}
 POLL_PERIOD = 0.1  # seconds between looks at a machine that is waited for
 LOG_TAIL = 64 << 10  # bytes from the end of the console's log in which the last lines are looked for
 
@@ -28,6 +29,14 @@ REMEDIES = {
     State.DAMAGED: "vtk vm delete --force {}",
 }
 """What to do about a machine that is in the wrong state."""
+
+
+@functools.cache
+def provider_called(name: str) -> Provider:
+    """Raises KeyError for a name that is not in PROVIDERS."""
+    module, _, kind = PROVIDERS[name].partition(":")
+    provider: Provider = getattr(importlib.import_module(module), kind)()
+    return provider
 
 
 class Machine:
@@ -94,15 +103,74 @@ class Machine:
     def delete(self, machines: Machines, *, force: bool = False) -> None:
         """Removes it and its disk; with `force` also when it runs or is damaged. Raises WrongState, MachineBusy."""
         with self.directory.locked(f"delete {self.name}"):
+            provider = provider_called("qemu")  # the one that needs nothing but the directory
             if force:
-                provider = PROVIDERS["qemu"]
                 with contextlib.suppress(StateError):
                     provider = self._provider()
                 if provider.status(self.directory).state.is_up:
                     provider.kill(self.directory)
             else:
                 self._require(State.STOPPED, State.CRASHED, remedy=f"vtk vm delete --force {self.name}")
+                provider = self._provider()
+            provider.undefine(self.directory)
             machines.remove(self.directory)
+
+    def ssh_address(self) -> tuple[str, int]:
+        """Host and port at which its guest's ssh server answers. Raises StateError, Unsupported."""
+        return self._provider().ssh_address(self.directory)
+
+    def snapshot(self, name: str) -> None:
+        """Keeps this moment. Raises ConfigError for a name that cannot be or is taken, WrongState, HostError."""
+        check_name(name, "a snapshot")
+        with self.directory.locked(f"snapshot {self.name}"):
+            self._require(State.STOPPED, State.CRASHED, State.RUNNING, State.PAUSED)
+            if name in {known.name for known in self._provider().snapshots(self.directory)}:
+                raise ConfigError(
+                    f"machine {self.name!r} has a snapshot {name!r} already",
+                    remedy=f"another name, or vtk vm snapshot {self.name} --delete {name}",
+                )
+            self._provider().snapshot(self.directory, name)
+
+    def restore(self, name: str) -> None:
+        """Goes back to a snapshot. Raises ConfigError for one that is not there, WrongState, HostError."""
+        with self.directory.locked(f"restore {self.name}"):
+            self._require(State.STOPPED, State.CRASHED, State.RUNNING, State.PAUSED, State.PANICKED)
+            self._require_snapshot(name)
+            self._provider().restore(self.directory, name)
+
+    def snapshots(self) -> list[Snapshot]:
+        """In the order they were made. Raises HostError, Unsupported."""
+        with self.directory.locked(f"snapshot {self.name}"):
+            return self._provider().snapshots(self.directory)
+
+    def delete_snapshot(self, name: str) -> None:
+        """Raises ConfigError for one that is not there, WrongState, HostError."""
+        with self.directory.locked(f"snapshot {self.name}"):
+            self._require(State.STOPPED, State.CRASHED, State.RUNNING, State.PAUSED)
+            self._require_snapshot(name)
+            self._provider().delete_snapshot(self.directory, name)
+
+    def balloon(self, size: int) -> None:
+        """Asks the guest to make do with `size` bytes. Raises ConfigError for more than it has, WrongState."""
+        with self.directory.locked(f"balloon {self.name}"):
+            self._require(State.RUNNING, State.PAUSED)
+            if not 0 < size <= self.config().memory:
+                raise ConfigError(
+                    f"machine {self.name!r} cannot make do with {size} bytes",
+                    cause=f"its balloon leaves it something, and no more than the {self.config().memory >> 20}M it has",
+                )
+            self._provider().balloon(self.directory, size)
+
+    def migrate(self, destination: str = "") -> Migration:
+        """Moves it, running, to another process. Raises WrongState, HostError, ConfigError; it stays where it was
+        then."""
+        with self.directory.locked(f"migrate {self.name}"):
+            self._require(State.RUNNING, State.PAUSED)
+            return self._provider().migrate(self.directory, destination)
+
+    def figures(self) -> Figures:
+        """What it has used; nothing known of one that is not up. Raises HostError."""
+        return self._provider().figures(self.directory)
 
     @contextlib.contextmanager
     def console(self) -> Iterator[socket.socket]:
@@ -128,7 +196,13 @@ class Machine:
             raise StateError(
                 f"machine {self.name!r} is damaged", cause=f"config.json: no provider {config.provider!r} in this vtk"
             )
-        return PROVIDERS[config.provider]
+        return provider_called(config.provider)
+
+    def _require_snapshot(self, name: str) -> None:
+        if name not in {known.name for known in self._provider().snapshots(self.directory)}:
+            raise ConfigError(
+                f"machine {self.name!r} has no snapshot {name!r}", remedy=f"vtk vm snapshot {self.name} --list"
+            )
 
     def _require(self, *states: State, remedy: str = "") -> Status:
         """Raises WrongState when it is in none of `states`."""

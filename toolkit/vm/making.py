@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from minivmm.errors import ConfigError, HostError, ImageError
 from toolkit.vm.directory import MachineDirectory, Machines, check_name
 from toolkit.vm.errors import MachineExists
+from toolkit.vm.machine import provider_called
 from toolkit.vm.ports import LOOPBACK, free_port
 from toolkit.vm.provider import MIB, MachineConfig
 
@@ -36,6 +37,8 @@ class Parts(NamedTuple):
     cpus: int = 1
     accelerator: str = "auto"
     user: str = ""
+    provider: str = "qemu"
+    uri: str = ""
 
 
 def create(machines: Machines, name: str, parts: Parts) -> MachineDirectory:
@@ -76,6 +79,12 @@ def _fill(machines: Machines, name: str, parts: Parts, config: MachineConfig) ->
         if config.disk:
             _make_overlay(Path(config.disk), directory / "disk.qcow2", parts.disk_size)
         directory.write_config(config)
+    # Only now has it the path it will have. A crash before this leaves a machine that is defined when it is started.
+    try:
+        provider_called(config.provider).define(directory)
+    except BaseException:
+        machines.remove(directory)
+        raise
     return directory
 
 
@@ -111,6 +120,8 @@ def _configure(name: str, parts: Parts, image: Image | None) -> MachineConfig:
         accelerator=parts.accelerator,
         mac=":".join([OUI, *(f"{byte:02x}" for byte in secrets.token_bytes(3))]),
         user=user or "root",
+        provider=parts.provider,
+        uri=parts.uri,
         seed=image is not None and image.kind in SEEDED,
     )
 

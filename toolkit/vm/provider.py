@@ -45,12 +45,53 @@ class Status:
 
 
 @dataclass(frozen=True, slots=True)
+class Snapshot:
+    """A moment of a machine that can be gone back to."""
+
+    name: str
+    created: str  # ISO 8601, UTC
+    memory: bool  # whether it has the memory and the CPUs as well as the disk: taken of a machine that was up
+    size: int  # bytes of memory and CPU state on the disk
+
+
+@dataclass(frozen=True, slots=True)
+class Migration:
+    """How a machine moved."""
+
+    duration: float  # seconds in all
+    downtime: float  # seconds in which it stood still
+    transferred: int  # bytes of memory and devices
+
+
+@dataclass(frozen=True, slots=True)
+class Figures:
+    """What a machine has used since it was started: counters that only grow, sizes that are as they are now.
+
+    None where the provider, or the guest, does not tell.
+    """
+
+    cpu_time: float | None = None  # seconds of host CPU
+    memory: int | None = None  # bytes of RAM it was given
+    balloon: int | None = None  # bytes of that which its balloon leaves it
+    resident: int | None = None  # bytes of the host's memory
+    disk_read: int | None = None  # bytes
+    disk_written: int | None = None
+    disk_reads: int | None = None  # requests
+    disk_writes: int | None = None
+    net_received: int | None = None  # bytes, by the guest
+    net_sent: int | None = None
+    exits: int | None = None  # from guest code to the hypervisor
+
+
+@dataclass(frozen=True, slots=True)
 class MachineConfig:
     """config.json: all that is decided when a machine is made. Paths are absolute."""
 
     name: str
     created: str  # ISO 8601, UTC
-    provider: str = "qemu"
+    provider: str = "qemu"  # a key of machine.PROVIDERS
+    uri: str = ""  # libvirt's: where the machine is
+    imported: bool = False  # whether it was there before vtk knew it: `delete` forgets it only
     image: str = ""  # name in the image store
     kernel: str = ""
     initrd: str = ""
@@ -84,8 +125,14 @@ class MachineConfig:
 
 
 class Provider(Protocol):
-    """A hypervisor with machines in it. Methods but `status` raise HostError, and MonitorSilent where it does not
-    answer; the caller holds the machine's lock and has looked at its state."""
+    """A hypervisor with machines in it. Methods but `status` raise HostError, MonitorSilent where it does not answer,
+    and Unsupported for what it cannot do; the caller holds the machine's lock and has looked at its state."""
+
+    def define(self, machine: MachineDirectory) -> None:
+        """The machine's files have just been made: whatever else it takes to have it."""
+
+    def undefine(self, machine: MachineDirectory) -> None:
+        """The machine's files are about to be removed; it is not up."""
 
     def status(self, machine: MachineDirectory) -> Status:
         """What it is doing. Never raises, changes nothing."""
@@ -108,3 +155,27 @@ class Provider(Protocol):
 
     def console(self, machine: MachineDirectory) -> socket.socket:
         """A connection to its serial console. One at a time."""
+
+    def ssh_address(self, machine: MachineDirectory) -> tuple[str, int]:
+        """Host and port at which the guest's ssh server answers, seen from here."""
+
+    def snapshot(self, machine: MachineDirectory, name: str) -> None:
+        """Keeps its disk and, when it is up, its memory and CPUs as they are now; it goes on as before."""
+
+    def restore(self, machine: MachineDirectory, name: str) -> None:
+        """Goes back to a snapshot; to one with memory: the machine is up afterwards as it was then."""
+
+    def snapshots(self, machine: MachineDirectory) -> list[Snapshot]:
+        """In the order they were made."""
+
+    def delete_snapshot(self, machine: MachineDirectory, name: str) -> None:
+        """What only it holds is gone."""
+
+    def balloon(self, machine: MachineDirectory, size: int) -> None:
+        """Asks the guest to make do with `size` bytes of memory."""
+
+    def migrate(self, machine: MachineDirectory, destination: str) -> Migration:
+        """Moves the running machine to another process on this host, or to `destination`, where one is named."""
+
+    def figures(self, machine: MachineDirectory) -> Figures:
+        """What it has used. Costs no more than `status`."""

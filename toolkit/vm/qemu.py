@@ -16,9 +16,9 @@ from toolkit.qemu.find import find_qemu
 from toolkit.qemu.microvm import Accelerator
 from toolkit.vm import presence
 from toolkit.vm.directory import MachineDirectory
-from toolkit.vm.errors import MonitorSilent, StateError
-from toolkit.vm.ports import free_port, is_free
-from toolkit.vm.provider import MachineConfig, State, Status
+from toolkit.vm.errors import MonitorSilent, StateError, Unsupported
+from toolkit.vm.ports import LOOPBACK, free_port, is_free
+from toolkit.vm.provider import Figures, MachineConfig, Migration, Snapshot, State, Status
 from toolkit.vm.q35 import arguments, sockets
 
 START_TIMEOUT = 30.0  # seconds until QEMU has set the machine up; 0.1 to 0.3 on an idle machine
@@ -150,6 +150,36 @@ class QemuProvider:
         from toolkit.vm.monitor import execute
 
         execute(machine, "cont")
+
+    def define(self, machine: MachineDirectory) -> None:
+        """Its directory is all there is of it."""
+
+    def undefine(self, machine: MachineDirectory) -> None:
+        """Its directory is all there is of it."""
+
+    def ssh_address(self, machine: MachineDirectory) -> tuple[str, int]:
+        return LOOPBACK, machine.config().ssh_port
+
+    def snapshot(self, machine: MachineDirectory, name: str) -> None:
+        raise Unsupported(f"machine {machine.name!r} cannot keep {name!r}")
+
+    def restore(self, machine: MachineDirectory, name: str) -> None:
+        raise Unsupported(f"machine {machine.name!r} cannot go back to {name!r}")
+
+    def snapshots(self, machine: MachineDirectory) -> list[Snapshot]:
+        raise Unsupported(f"machine {machine.name!r} has none")
+
+    def delete_snapshot(self, machine: MachineDirectory, name: str) -> None:
+        raise Unsupported(f"machine {machine.name!r} has no {name!r}")
+
+    def balloon(self, machine: MachineDirectory, size: int) -> None:
+        raise Unsupported(f"machine {machine.name!r} cannot give {size}")
+
+    def migrate(self, machine: MachineDirectory, destination: str) -> Migration:
+        raise Unsupported(f"machine {machine.name!r} cannot go to {destination!r}")
+
+    def figures(self, machine: MachineDirectory) -> Figures:
+        raise Unsupported(f"machine {machine.name!r} has no figures")
 
     def console(self, machine: MachineDirectory) -> socket.socket:
         try:

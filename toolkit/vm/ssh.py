@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING
 
 from toolkit.vm.errors import Unreachable
 from toolkit.vm.machine import Machine
-from toolkit.vm.ports import LOOPBACK
 from toolkit.vm.waiting import wait
 
 if TYPE_CHECKING:
@@ -70,7 +69,7 @@ def _connect(machine: Machine, user: str) -> Transport:
     from paramiko import AuthenticationException, Ed25519Key, Transport
 
     key = Ed25519Key.from_private_key_file(str(machine.directory / "id_ed25519"))
-    address = (LOOPBACK, machine.config().ssh_port)
+    address = machine.ssh_address()
     transport = Transport(socket.create_connection(address, CONNECT_TIMEOUT))
     try:
         transport.start_client(timeout=CONNECT_TIMEOUT)
@@ -96,7 +95,8 @@ def _check_host_key(machine: Machine, key: PKey) -> None:
     kept = machine.directory / "known_hosts"
     with machine.directory.locked(f"exec {machine.name}"):
         if not kept.exists():
-            machine.directory.write("known_hosts", f"[{LOOPBACK}]:{machine.config().ssh_port} {shown}\n".encode())
+            host, port = machine.ssh_address()
+            machine.directory.write("known_hosts", f"[{host}]:{port} {shown}\n".encode())
             return
         known = kept.read_text().split(None, 1)[1].strip()
     if known != shown:

@@ -11,7 +11,6 @@ from collections.abc import Callable
 from minivmm.errors import ConfigError
 from toolkit.vm.errors import Unfinished
 from toolkit.vm.machine import POLL_PERIOD, Machine
-from toolkit.vm.ports import LOOPBACK
 from toolkit.vm.provider import State, Status
 
 GOALS = "running, stopped, ssh or console:PATTERN"
@@ -57,7 +56,7 @@ def wait(machine: Machine, goal: str, timeout: float) -> str:
 def greeting(machine: Machine) -> str:
     """The first line of the machine's ssh server; "" when there is none."""
     try:
-        with socket.create_connection((LOOPBACK, machine.config().ssh_port), GREETING_TIMEOUT) as connection:
+        with socket.create_connection(machine.ssh_address(), GREETING_TIMEOUT) as connection:
             line = connection.recv(256)
     except OSError:
         return ""
