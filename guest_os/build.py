@@ -15,7 +15,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib import metadata, util
 from pathlib import Path
@@ -23,11 +23,32 @@ from pathlib import Path
 from guest_os.catalog import NATIVE, ROOT, STAMP, build_directory, guests, is_fresh, stamp_of
 from minivmm.errors import VtkError
 
-# A platform's hardware layer (include/hal.h) and its linker script; hal/x86 belongs to both.
-LAYERS = {"bare": ("hal/x86_64", "guest.ld"), "xen": ("hal/xen_x86_64", "guest.ld")}
+
+@dataclass(frozen=True)
+class Platform:
+    """What a guest is built for: the processor, and the folders of its hardware layer (include/hal.h); the last one has
+    the linker script."""
+
+    processor: str
+    layer: tuple[str, ...]
+
+    @property
+    def script(self) -> Path:
+        """How its images are linked."""
+        return ROOT / self.layer[-1] / "guest.ld"
+
+
+PLATFORMS = {
+    "bare": Platform("x86_64", ("hal/x86", "hal/x86_64")),
+    "xen": Platform("x86_64", ("hal/x86", "hal/xen_x86_64")),
+    "riscv64": Platform("riscv64", ("hal/riscv64",)),
+}
+HOST = "x86_64"  # the native program's
+PROCESSORS = tuple(dict.fromkeys(platform.processor for platform in PLATFORMS.values()))
 SOURCE_FOLDERS = (
-    *("include", "kernel", "hal/x86", "drivers", "guests", "programs", "workloads", "native"),
-    *(folder for folder, _ in LAYERS.values()),
+    *("include", "kernel", "drivers", "guests", "programs", "workloads", "native"),
+    *(f"processor/{processor}" for processor in PROCESSORS),
+    *dict.fromkeys(folder for platform in PLATFORMS.values() for folder in platform.layer),
 )
 
 # fmt: off
@@ -37,9 +58,15 @@ COMMON_FLAGS = (
     "-fno-asynchronous-unwind-tables", "-fomit-frame-pointer", "-ffunction-sections", "-fdata-sections",
 )
 # fmt: on
-# Interrupts use the stack of what they interrupt, below its stack pointer: the kernel has no red zone.
-KERNEL_FLAGS = (*COMMON_FLAGS, "-mno-red-zone", "-mcmodel=kernel")
-PROGRAM_FLAGS = (*COMMON_FLAGS, "-mcmodel=small", "-DPROGRAM")
+# Interrupts use the stack of what they interrupt, below its stack pointer: an x86 kernel has no red zone.
+KERNEL_FLAGS = {
+    "x86_64": (*COMMON_FLAGS, "-mno-red-zone", "-mcmodel=kernel"),
+    "riscv64": (*COMMON_FLAGS, "-mcmodel=medany"),
+}
+PROGRAM_FLAGS = {
+    "x86_64": (*COMMON_FLAGS, "-mcmodel=small", "-DPROGRAM"),
+    "riscv64": (*COMMON_FLAGS, "-mcmodel=medany", "-DPROGRAM"),
+}
 NATIVE_FLAGS = (*COMMON_FLAGS, "-mcmodel=small", "-DNATIVE")
 
 
@@ -49,14 +76,18 @@ class BuildError(VtkError):
 
 @dataclass(frozen=True)
 class Compiler:
-    """How to compile and link. No vector or x87 instructions: the kernel would have to save their registers, and
-    software back ends of KVM do not know them in kernel code."""
+    """How to compile for each processor it knows, and to link. No vector or floating-point instructions: the kernel
+    would have to save their registers, and software back ends of KVM do not know them in kernel code."""
 
     name: str
     version: str
-    compile: list[str]
-    link: list[str]
+    compile: dict[str, list[str]]
+    link: dict[str, list[str]]
     executable: str
+
+    def makes(self, image: str) -> bool:
+        """Whether it knows the processor of the image called so."""
+        return platform_of(image).processor in self.compile
 
 
 def compiler(name: str) -> Compiler:
@@ -70,22 +101,26 @@ def compiler(name: str) -> Compiler:
                 remedy="pip install ziglang==0.17.1",
             )
         zig = str(Path(found.submodule_search_locations[0]) / "zig")
-        flags = ["-mcpu=x86_64-mmx-sse-sse2-x87", "-fno-sanitize=all"]
-        return Compiler(
-            "zig",
-            metadata.version("ziglang"),
-            [zig, "cc", "-target", "x86_64-freestanding-none", *flags],
-            [zig, "ld.lld", "-static", "--gc-sections"],
-            zig,
-        )
+        targets = {"x86_64": "-mcpu=x86_64-mmx-sse-sse2-x87", "riscv64": "-mcpu=generic_rv64+m+a+c"}
+        compile_commands = {
+            processor: [zig, "cc", "-target", f"{processor}-freestanding-none", target, "-fno-sanitize=all"]
+            for processor, target in targets.items()
+        }
+        link = [zig, "ld.lld", "-static", "--gc-sections", "--no-relax"]
+        return Compiler("zig", metadata.version("ziglang"), compile_commands, dict.fromkeys(targets, link), zig)
     if name == "gcc":
         gcc = shutil.which("gcc")
         if gcc is None:
             raise BuildError("gcc is not installed", remedy="apt-get install gcc")
         version = subprocess.run([gcc, "-dumpfullversion"], capture_output=True, text=True, check=True).stdout.strip()
-        command = [gcc, "-mgeneral-regs-only", "-fcf-protection=none"]
-        link = [gcc, "-nostdlib", "-static", "-no-pie", "-Wl,--gc-sections,--build-id=none,--no-warn-rwx-segments"]
-        return Compiler("gcc", version, command, link, gcc)
+        compile_commands = {"x86_64": [gcc, "-mgeneral-regs-only", "-fcf-protection=none"]}
+        linker_flags = ["-nostdlib", "-static", "-no-pie", "-Wl,--gc-sections,--build-id=none,--no-warn-rwx-segments"]
+        links = {"x86_64": [gcc, *linker_flags]}
+        cross = shutil.which("riscv64-linux-gnu-gcc")
+        if cross is not None:
+            compile_commands["riscv64"] = [cross, "-march=rv64imac_zicsr_zifencei", "-mabi=lp64"]
+            links["riscv64"] = [cross, "-mabi=lp64", *linker_flags, "-Wl,--no-relax"]
+        return Compiler("gcc", version, compile_commands, links, gcc)
     raise BuildError(f"no compiler is called {name!r}", remedy="use zig or gcc")
 
 
@@ -93,12 +128,19 @@ def build(names: Iterable[str] | None = None, compiler_name: str = "zig") -> dic
     """Builds what changed and returns the file of each name (`native` is the host program); all of them by default.
 
     Raises BuildError with the compiler's words when a source does not compile."""
-    known = [*(name for guest in guests().values() for name in guest.images.values()), NATIVE]
+    chosen = compiler(compiler_name)
+    images = [name for guest in guests().values() for name in guest.images.values() if chosen.makes(name)]
+    known = [*images, NATIVE]
     wanted = known if names is None else list(names)
     for name in wanted:
         if name not in known:
             raise BuildError(f"no guest is called {name!r}", remedy=f"one of: {', '.join(known)}")
-    return _Build(compiler(compiler_name), build_directory(compiler_name)).run(wanted)
+    return _Build(chosen, build_directory(compiler_name)).run(wanted)
+
+
+def platform_of(image: str) -> Platform:
+    """What the image called so is built for (catalog.image_name)."""
+    return PLATFORMS[image.partition(".")[2] or "bare"]
 
 
 @dataclass(frozen=True)
@@ -106,6 +148,7 @@ class _Unit:
     """One source compiled with one set of flags."""
 
     source: Path
+    processor: str
     flags: tuple[str, ...]
 
 
@@ -141,61 +184,81 @@ class _Build:
         return places
 
     def _build_all(self, scratch: Path, pool: ThreadPoolExecutor) -> None:
-        embedding = ROOT / "kernel" / "programs.S"
-        shared = [*_sources("workloads", ".c"), ROOT / "kernel" / "text.c"]
-        kernel = [*_sources("kernel"), *_sources("hal/x86"), *_sources("drivers"), *_sources("workloads", ".c")]
-        kernel_units = [_Unit(source, KERNEL_FLAGS) for source in kernel if source != embedding]
-        layer_units = {
-            platform: [_Unit(source, KERNEL_FLAGS) for source in _sources(folder)]
-            for platform, (folder, _) in LAYERS.items()
-        }
-        program_units = [_Unit(source, PROGRAM_FLAGS) for source in [*_sources("programs"), *shared]]
-        native_units = [_Unit(source, NATIVE_FLAGS) for source in [*_sources("native"), *shared]]
-        mains = guests()
-        main_units = {name: _Unit(guest.source, KERNEL_FLAGS) for name, guest in mains.items()}
-
-        layers = [unit for units in layer_units.values() for unit in units]
-        units = [*kernel_units, *layers, *program_units, *native_units, *main_units.values()]
-        made = dict(zip(units, pool.map(self._compile, units), strict=True))
-
-        user = scratch / "user.elf"
-        self._link([made[unit] for unit in program_units], user, ROOT / "programs" / "user.ld")
-        embedded = self._compile(_Unit(embedding, (*KERNEL_FLAGS, f"-I{scratch}")), user.read_bytes())
-        objects = [*(made[unit] for unit in kernel_units), embedded]
-
-        def link(name: str, parts: list[Path], script: Path | None) -> None:
-            output = scratch / _file(name)
-            self._link(parts, output, script)
-            os.replace(output, self.directory / _file(name))
-
-        links = [pool.submit(link, NATIVE, [made[unit] for unit in native_units], None)]
-        for guest in mains.values():
-            for platform, name in guest.images.items():
-                folder, script = LAYERS[platform]
-                parts = [made[main_units[guest.name]], *objects, *(made[unit] for unit in layer_units[platform])]
-                links.append(pool.submit(link, name, parts, ROOT / folder / script))
-        for done in links:
+        jobs = [pool.submit(self._link_native, scratch, pool)]
+        for processor in self.compiler.compile:
+            kernel = self._kernel(processor, scratch, pool)
+            for name, platform in PLATFORMS.items():
+                if platform.processor == processor:
+                    jobs += self._link_guests(name, platform, kernel, scratch, pool)
+        for done in jobs:
             done.result()
+
+    def _link_native(self, scratch: Path, pool: ThreadPoolExecutor) -> None:
+        sources = [*_sources("native"), *_sources("workloads", ".c"), ROOT / "kernel" / "text.c"]
+        self._link(HOST, self._compile_all(sources, HOST, NATIVE_FLAGS, pool), scratch / NATIVE, None)
+        os.replace(scratch / NATIVE, self.directory / NATIVE)
+
+    def _kernel(self, processor: str, scratch: Path, pool: ThreadPoolExecutor) -> list[Path]:
+        """What every kernel for that processor has, the programs embedded."""
+        flags, folder = KERNEL_FLAGS[processor], scratch / processor
+        embedding = ROOT / "kernel" / "programs.S"
+        workloads = _sources("workloads", ".c")
+        sources = [*_sources("kernel"), *_sources("drivers"), *workloads]
+        sources.remove(embedding)
+        objects = self._compile_all(sources, processor, flags, pool)
+
+        programs = [*_sources("programs"), *_sources(f"processor/{processor}"), *workloads, ROOT / "kernel" / "text.c"]
+        user = folder / "user.elf"
+        folder.mkdir()
+        parts = self._compile_all(programs, processor, PROGRAM_FLAGS[processor], pool)
+        self._link(processor, parts, user, ROOT / "programs" / "user.ld")
+        unit = _Unit(embedding, processor, (*flags, f"-I{folder}"))
+        return [*objects, self._compile(unit, user.read_bytes())]
+
+    def _link_guests(
+        self, name: str, platform: Platform, kernel: list[Path], scratch: Path, pool: ThreadPoolExecutor
+    ) -> list[Future[None]]:
+        """Starts linking every guest of a platform."""
+        flags = KERNEL_FLAGS[platform.processor]
+        mains = [guest for guest in guests().values() if name in guest.platforms]
+        sources = [*(guest.source for guest in mains), *(s for folder in platform.layer for s in _sources(folder))]
+        made = self._compile_all(sources, platform.processor, flags, pool)
+        main_objects, layer = made[: len(mains)], made[len(mains) :]
+
+        def link(image: str, parts: list[Path]) -> None:
+            output = scratch / _file(image)
+            self._link(platform.processor, parts, output, platform.script)
+            os.replace(output, self.directory / _file(image))
+
+        return [
+            pool.submit(link, guest.images[name], [main, *kernel, *layer])
+            for guest, main in zip(mains, main_objects, strict=True)
+        ]
+
+    def _compile_all(
+        self, sources: list[Path], processor: str, flags: tuple[str, ...], pool: ThreadPoolExecutor
+    ) -> list[Path]:
+        return list(pool.map(self._compile, [_Unit(source, processor, flags) for source in sources]))
 
     def _compile(self, unit: _Unit, embedded: bytes = b"") -> Path:
         """The object of one unit: found under its key, or compiled and put there."""
         flags = [flag for flag in unit.flags if not flag.startswith("-I")]
-        key = _digest(self.base, unit.source.read_bytes(), embedded, repr((unit.source.name, flags)).encode())
+        named = repr((unit.source.name, unit.processor, flags)).encode()
+        key = _digest(self.base, unit.source.read_bytes(), embedded, named)
         output = self.objects / f"{unit.source.stem}-{key.hex()[:24]}.o"
         self.used.add(output.name)
         if not output.exists():
             temporary = output.with_suffix(f".{os.getpid()}.{threading.get_ident()}.o")
-            includes = [f"-I{folder}" for folder in (ROOT / "include", ROOT / "hal/x86", unit.source.parent)]
-            self._call(
-                [*self.compiler.compile, *unit.flags, *includes, "-c", str(unit.source), "-o", str(temporary)],
-                unit.source,
-            )
+            folders = ("include", f"processor/{unit.processor}", *(["hal/x86"] if unit.processor == "x86_64" else []))
+            includes = [f"-I{folder}" for folder in (*(ROOT / folder for folder in folders), unit.source.parent)]
+            command = [*self.compiler.compile[unit.processor], *unit.flags, *includes]
+            self._call([*command, "-c", str(unit.source), "-o", str(temporary)], unit.source)
             os.replace(temporary, output)
         return output
 
-    def _link(self, objects: list[Path], output: Path, script: Path | None) -> None:
+    def _link(self, processor: str, objects: list[Path], output: Path, script: Path | None) -> None:
         script_flags = ["-T", str(script)] if script else []
-        self._call([*self.compiler.link, *script_flags, *map(str, objects), "-o", str(output)], output)
+        self._call([*self.compiler.link[processor], *script_flags, *map(str, objects), "-o", str(output)], output)
 
     def _call(self, command: list[str], subject: Path) -> None:
         caches = {name: str(self.directory / "zig-cache") for name in ("ZIG_GLOBAL_CACHE_DIR", "ZIG_LOCAL_CACHE_DIR")}

@@ -17,11 +17,13 @@ STAMP = "stamp"
 NATIVE = "native"
 
 
-PLATFORMS = ("bare", "xen")
-"""What a guest is built for: the bare machine (PVH and the Linux 64-bit boot protocol), a paravirtual domain of Xen."""
-ONLY_BARE = frozenset({"drivers", "rings"})  # they drive virtio-mmio, which a paravirtual domain does not have
+PLATFORMS = ("bare", "xen", "riscv64")
+"""What a guest is built for: the bare x86-64 machine (PVH and the Linux 64-bit boot protocol), a paravirtual domain of
+Xen, the bare RISC-V machine (QEMU's `virt`)."""
+NOT_XEN = frozenset({"drivers", "rings"})  # they drive virtio-mmio, which a paravirtual domain does not have
 # About what a bare machine does not have.
 ONLY_XEN = frozenset({"hypercalls", "lab_events", "lab_hypercalls", "lab_paging", "lab_traps"})
+NOT_RISCV64 = frozenset({"smp", "triplefault"})  # one hart; no shutdown by a fault
 
 
 class Guest(NamedTuple):
@@ -44,8 +46,12 @@ def guests() -> dict[str, Guest]:
     for source in sorted((ROOT / "guests").glob("*.c")):
         with open(source, encoding="utf-8") as text:
             description = text.readline().strip().removeprefix("/*").removesuffix("*/").strip()
-        only = 0 if source.stem in ONLY_BARE else 1 if source.stem in ONLY_XEN else None
-        platforms = PLATFORMS if only is None else PLATFORMS[only : only + 1]
+        excluded = {
+            "bare": source.stem in ONLY_XEN,
+            "xen": source.stem in NOT_XEN,
+            "riscv64": source.stem in ONLY_XEN | NOT_RISCV64,
+        }
+        platforms = tuple(platform for platform in PLATFORMS if not excluded[platform])
         table[source.stem] = Guest(source.stem, description, source, platforms)
     return table
 

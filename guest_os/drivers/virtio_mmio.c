@@ -176,7 +176,7 @@ void virtq_offer(struct virtq *queue, uint16_t head)
     volatile struct virtq_avail *avail = &queue->avail;
     uint16_t old = avail->idx;
     avail->ring[old % VIRTQ_SIZE] = head;
-    __atomic_signal_fence(__ATOMIC_SEQ_CST); /* 2.7.13.2: the entry before the index; x86 keeps stores in order */
+    __atomic_thread_fence(__ATOMIC_RELEASE); /* 2.7.13.2: the entry before the index; no instruction on x86 */
     avail->idx = (uint16_t)(old + 1);
     hal_memory_barrier(); /* 2.7.13.4: the index before the device's wish is read */
     bool notify = queue->event_idx ? queue->used.avail_event == old : !(queue->used.flags & VIRTQ_USED_F_NO_NOTIFY);

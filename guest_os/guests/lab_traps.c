@@ -1,6 +1,7 @@
 /* Runs programs that trap, and tells what its handlers saw: for `vtk lab run interrupt-path`. */
 #include "../hal/xen_x86_64/domain.h"
 #include "kernel.h"
+#include "offences.h"
 
 extern char trap_stubs[], system_call_entry[]; /* hal/xen_x86_64/entry.S */
 

@@ -16,20 +16,6 @@ struct program_arguments {
     char name[56];
 };
 
-/* What the program `offend` does, by its number. */
-enum offence {
-    OFFENCE_DIVIDE,
-    OFFENCE_ILLEGAL,
-    OFFENCE_HALT,
-    OFFENCE_GATE, /* int 0x81 */
-    OFFENCE_READ_KERNEL,
-    OFFENCE_WRITE_TEXT,
-    OFFENCE_RUN_DATA,
-    OFFENCE_PORT,
-    OFFENCE_DISABLE_INTERRUPTS,
-    OFFENCES,
-};
-
 #ifndef PROGRAM
 #include "hal.h"
 

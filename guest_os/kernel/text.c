@@ -1,4 +1,5 @@
 #include "text.h"
+#include "processor.h"
 
 static size_t put_number(char *text, uint64_t value, unsigned base, unsigned width, bool negative)
 {
@@ -141,17 +142,15 @@ bool text_number(const char *text, size_t length, uint64_t *number)
     return true;
 }
 
-/* The compiler may call these two by itself; one instruction, since each is interpreted on some KVMs. */
+/* The compiler may call these two by itself. */
 void *memcpy(void *to, const void *from, size_t size)
 {
-    void *start = to;
-    __asm__ volatile("rep movsb" : "+D"(to), "+S"(from), "+c"(size) : : "memory");
-    return start;
+    processor_copy(to, from, size);
+    return to;
 }
 
 void *memset(void *to, int byte, size_t size)
 {
-    void *start = to;
-    __asm__ volatile("rep stosb" : "+D"(to), "+c"(size) : "a"(byte) : "memory");
-    return start;
+    processor_fill(to, byte, size);
+    return to;
 }

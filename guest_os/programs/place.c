@@ -1,15 +1,12 @@
 /* A program of the tiny kernel as a place for workloads (include/workload.h). */
+#include "processor.h"
 #include "program.h"
 #include "system_calls.h"
 #include "workload.h"
 
 uint64_t system_call(uint64_t number, uint64_t a, uint64_t b, uint64_t c)
 {
-    __asm__ volatile("syscall"
-                     : "+a"(number), "+D"(a), "+S"(b), "+d"(c)
-                     :
-                     : "rcx", "r8", "r9", "r10", "r11", "memory");
-    return number;
+    return processor_system_call(number, a, b, c);
 }
 
 void place_write(const char *text, size_t length)

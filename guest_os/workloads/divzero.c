@@ -1,5 +1,7 @@
 /* Division by zero: an exception taken, and the program continued at the place it named for that. In a Linux process:
- * SIGFPE, whose handler moves the instruction pointer. */
+ * SIGFPE, whose handler moves the instruction pointer. On RISC-V, where it does not trap: a breakpoint
+ * (processor/riscv64/processor.h). */
+#include "processor.h"
 #include "workload.h"
 
 #define FAULTS 16
@@ -9,14 +11,7 @@ void divzero_recovery(void); /* a label, not a function */
 __attribute__((noinline)) static uint64_t divide_by_zero(void)
 {
     uint64_t address = 1, cause = 0;
-    __asm__ volatile("xor %%ecx, %%ecx\n\t"
-                     "div %%rcx\n\t"              /* #DE: continues at the label with rax and rdx set */
-                     "ud2\n\t"                    /* a division by zero that does not trap */
-                     ".globl divzero_recovery\n"
-                     "divzero_recovery:"
-                     : "+a"(address), "+d"(cause)
-                     :
-                     : "rcx", "cc", "memory");
+    DIVIDE_BY_ZERO(divzero_recovery, address, cause);
     return address << 8 | cause;
 }
 

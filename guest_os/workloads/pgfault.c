@@ -1,6 +1,7 @@
 /* Page faults: pages that are not there are read, and the program continued at the place it named for that; the
  * address the kernel saw is part of the checksum. In a Linux process: SIGSEGV, whose handler moves the instruction
  * pointer. */
+#include "processor.h"
 #include "workload.h"
 
 #define FAULTS 16
@@ -12,13 +13,7 @@ void pgfault_recovery(void); /* a label, not a function */
 __attribute__((noinline)) static uint64_t read_absent(uint64_t address)
 {
     uint64_t seen = 0, cause = 0;
-    __asm__ volatile("mov (%2), %0\n\t"           /* #PF: continues at the label with rax and rdx set */
-                     "ud2\n\t"                    /* the page was there */
-                     ".globl pgfault_recovery\n"
-                     "pgfault_recovery:"
-                     : "+a"(seen), "+d"(cause)
-                     : "r"(address)
-                     : "cc", "memory");
+    READ_ABSENT(pgfault_recovery, address, seen, cause);
     return seen << 8 | cause;
 }
 
