@@ -18,7 +18,7 @@ SYS_GETPPID = 110  # guest_os/include/system_calls.h: what the program `spin` ca
 
 
 class Case(NamedTuple):
-    """A program of guest_os/programs/checks.c that traps: `vector`, or None for a system call."""
+    """A program of guest_os/processor/x86_64/checks.c that traps: `vector`, or None for a system call."""
 
     program: str
     title: str
