@@ -16,7 +16,7 @@ from minivmm.boot.loader import Boot, load
 from minivmm.bus import Bus
 from minivmm.devices import debug_exit, i8042, pvpanic
 from minivmm.devices.serial import Serial
-from minivmm.errors import ConfigError, KvmError
+from minivmm.errors import ConfigError, HostError, KvmError
 from minivmm.kvm import abi
 from minivmm.kvm.abi import Cap, Exit
 from minivmm.kvm.kick import accept_kicks
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 SERIAL_PORT, SERIAL_IRQ = 0x3F8, 4
 CONSOLE_LIMIT = 1 << 20  # bytes of console output kept in the result
 MAX_CPUS = 64
+PAUSE_LIMIT = 3.0  # seconds a vCPU may be held in a device before it stands still
 
 
 class Machine:
@@ -75,6 +76,7 @@ class Machine:
         self._ended = threading.Event()
         self._result: RunResult | None = None
         self._started = self._deadline = self._seconds = 0.0
+        self.paused = False
         self.processors: list[Processor] = []
         with contextlib.ExitStack() as undo:
             undo.callback(self._release.close)
@@ -207,6 +209,44 @@ class Machine:
         """Ends the run as INTERRUPTED. Thread-safe; wait() then returns."""
         self._note_end(None, EndOfRun(Outcome.INTERRUPTED, detail))
 
+    def pause(self) -> None:
+        """Its vCPUs stand still from when this returns until resume(); one that has not started will not begin.
+
+        Time does not stand still: the deadline stays where it is, and the guest sees by its clocks how long it stood.
+        Thread-safe. Raises HostError when a vCPU is held in a device for too long; the machine goes on then.
+        """
+        self.paused = True
+        for processor in self.processors:
+            processor.pause()
+        if not self._started or all(processor.stands(PAUSE_LIMIT) for processor in self.processors):
+            return
+        self.resume()
+        raise HostError(
+            f"a vCPU has not stood still within {PAUSE_LIMIT:g} s",
+            cause="a device of it waits for the host: a disk, or whoever reads the console",
+            remedy="try again",
+        )
+
+    def resume(self) -> None:
+        """A paused machine goes on. Thread-safe."""
+        self.paused = False
+        for processor in self.processors:
+            processor.resume()
+
+    def press_power_button(self) -> None:
+        """Raises ConfigError: it has none."""
+        raise ConfigError(
+            "the machine has no power button", cause="it has no ACPI to tell its guest with", remedy="stop it"
+        )
+
+    def balloon(self, size: int) -> None:
+        """Raises ConfigError: it has none."""
+        raise ConfigError(f"the machine cannot be made to do with {size} bytes", cause="it has no balloon device")
+
+    def balloon_size(self) -> int:
+        """Raises ConfigError: it has none."""
+        raise ConfigError("the machine has no balloon device")
+
     def send(self, data: bytes) -> None:
         """Bytes for the guest's serial port. Thread-safe. See `pending_input` for how many it has not read yet."""
         self.serial.receive(data)
@@ -225,16 +265,24 @@ class Machine:
     def kernel_stats(self) -> dict[str, int]:
         """KVM's own counters summed over the vCPUs ("exits", "io_exits", …); empty where the kernel has none."""
         totals: dict[str, int] = {}
-        for processor in self.processors:
-            for name, value in processor.vcpu.stats().items():
+        for counters in self.vcpu_stats():
+            for name, value in counters.items():
                 totals[name] = totals.get(name, 0) + value
         return totals
+
+    def vcpu_stats(self) -> list[dict[str, int]]:
+        """KVM's own counters of each vCPU."""
+        return [processor.vcpu.stats() for processor in self.processors]
+
+    def vcpu_threads(self) -> list[int]:
+        """The kernel's ids of the threads that run the vCPUs; 0 before they are started."""
+        return [processor.native_id or 0 for processor in self.processors]
 
     def _note_end(self, processor: Processor | None, end: EndOfRun) -> None:
         """Records how the run ends; the first to say so wins."""
         with self._end_lock:
             if self._end is None:
-                self._seconds = time.monotonic() - self._started
+                self._seconds = time.monotonic() - self._started if self._started else 0.0
                 # Without its traceback, whose frames hold views of kvm_run that would keep the page mapped.
                 self._end = (processor, end.with_traceback(None))
         self._ended.set()
@@ -255,7 +303,9 @@ class Machine:
                 self._note_end(None, EndOfRun(Outcome.DEADLINE, f"still running after {allowed:g} seconds"))
                 return
             count = sum(sum(processor.counts) for processor in self.processors)
-            if count == seen and all(processor.look(timeout=0.1) for processor in self.processors):
+            if self.paused:
+                pause = 0.1
+            elif count == seen and all(processor.look(timeout=0.1) for processor in self.processors):
                 if all(processor.asleep for processor in self.processors):
                     self._note_end(
                         self.processors[0], EndOfRun(Outcome.HALTED, "every vCPU is in hlt with interrupts off")

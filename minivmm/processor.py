@@ -49,6 +49,9 @@ class Processor(threading.Thread):
         self._ended = ended
         self._observer = observer
         self._stopping = False
+        self._go = threading.Event()
+        self._go.set()
+        self._standing = threading.Event()
         self._looking = threading.Event()
         self._looked = threading.Event()
 
@@ -61,7 +64,23 @@ class Processor(threading.Thread):
     def stop(self) -> None:
         """Ends the loop at the next opportunity. Thread-safe."""
         self._stopping = True
+        self._go.set()
         self.kick()
+
+    def pause(self) -> None:
+        """Has the thread stand still between two exits until `resume`. Thread-safe."""
+        self._go.clear()
+        if self._stopping:  # stop() has set it before this cleared it
+            self._go.set()
+        self.kick()
+
+    def resume(self) -> None:
+        """Lets it go on. Thread-safe."""
+        self._go.set()
+
+    def stands(self, timeout: float) -> bool:
+        """Whether the thread, which was paused, stands still or has ended within `timeout` seconds."""
+        return self._standing.wait(timeout) or not self.is_alive()
 
     def look(self, timeout: float) -> bool:
         """Has the thread find out whether it is asleep for good; True when it answered within `timeout` seconds."""
@@ -74,6 +93,7 @@ class Processor(threading.Thread):
         """The thread's body. Whatever happens in here becomes an outcome."""
         try:
             while not self._stopping:
+                self._stand_still()
                 if self._observer is None:
                     self._serve()
                 else:
@@ -89,6 +109,15 @@ class Processor(threading.Thread):
             self._ended(self, EndOfRun(Outcome.HOST_ERROR, error.message))
         except Exception as error:  # noqa: BLE001  the thread's boundary: a bug here must end the run, and say what it was
             self._ended(self, EndOfRun(Outcome.HOST_ERROR, f"minivmm failed: {type(error).__name__}: {error}"))
+        finally:
+            self._standing.set()
+
+    def _stand_still(self) -> None:
+        """Waits while the machine is paused."""
+        while not self._go.is_set():
+            self._standing.set()
+            self._go.wait()
+            self._standing.clear()
 
     def _serve(self) -> None:
         """Runs the guest and serves its exits until a signal interrupts it. Raises EndOfRun, GuestError, HostError.

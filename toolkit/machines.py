@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from minivmm.errors import ConfigError, HostError, ImageError
-from toolkit.telling import told_when_long
 from toolkit.user_cache import user_cache
 
 if TYPE_CHECKING:
@@ -166,6 +165,7 @@ def _domain(wish: Wish, image: Path, kernel: Kernel) -> Plan:
 
     def build(console: Callable[[bytes], None] | None) -> XenMachine:
         from minivmm import XenMachine
+        from toolkit.telling import told_when_long
 
         doing = "unpacking the kernel, which is kept for the next time" if kernel.packed else "building the domain"
         with told_when_long(doing):

@@ -17,9 +17,10 @@ LAYERS = [
     {"kvm", "memory"},
     {"exits", "x86", "bus"},
     {"devices", "boot", "virtio", "deprivileged"},
-    {"xen"},
+    {"xen", "emulator"},
     {"slots", "processor"},
     {"machine"},
+    {"control"},
 ]
 LEVEL = {room: level for level, rooms in enumerate(LAYERS) for room in rooms}
 
