@@ -50,10 +50,10 @@ def build() -> None:
 @replace_option
 @json_option
 def tiny(name: str, modules: tuple[str, ...], flavour: str, replace: bool, as_json: bool) -> int:
-    """A Debian kernel and busybox in memory.
+    """A Debian kernel and busybox in memory; seconds.
 
-    With vtk.run="COMMAND" on the kernel command line it runs COMMAND and ends; without, there is a shell on the
-    console. vtk.end=reboot ends by a reset in place of a power-off.
+    Needs Debian's apt, as any user. With vtk.run="COMMAND" on the kernel command line it runs COMMAND and ends;
+    without, there is a shell on the console. vtk.end=reboot ends by a reset in place of a power-off.
     """
     from toolkit.images import tiny as recipe
     from toolkit.images.store import ImageStore
@@ -71,7 +71,12 @@ def tiny(name: str, modules: tuple[str, ...], flavour: str, replace: bool, as_js
 @replace_option
 @json_option
 def debian(name: str, suite: str, size: int, packages: tuple[str, ...], replace: bool, as_json: bool) -> int:
-    """A minimal Debian with ssh, python3, cloud-init and a serial console; one to three minutes."""
+    """A minimal Debian with ssh, python3, cloud-init and a serial console; one to five minutes.
+
+    Needs Debian's apt, 2 GB of room, and the packages mmdebstrap, e2fsprogs and qemu-utils. A user who is not root
+    needs one thing more: the package uidmap and an entry of theirs in /etc/subuid and /etc/subgid (useradd makes
+    them), or the packages fakechroot and fakeroot.
+    """
     from toolkit.images import debian as recipe
     from toolkit.images.store import ImageStore
 
@@ -90,7 +95,7 @@ def debian(name: str, suite: str, size: int, packages: tuple[str, ...], replace:
 @replace_option
 @json_option
 def pull(url: str, sha256: str, name: str | None, user: str, replace: bool, as_json: bool) -> int:
-    """Download a cloud image; an interrupted download goes on where it was."""
+    """Download a cloud image; an interrupted download goes on where it was. Needs the package qemu-utils."""
     from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 

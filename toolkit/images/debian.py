@@ -1,7 +1,8 @@
 """The image `debian`: a minimal Debian root with ssh, python3, cloud-init and a serial console; its kernel beside it.
 
-mmdebstrap makes the root as a tar archive, mke2fs -d a file system of it, qemu-img a qcow2: no loop device, nothing
-mounted, and no right but what mmdebstrap's mode needs (root, or a user namespace with the user's /etc/subuid).
+mmdebstrap makes the root as a tar archive, mke2fs -d a file system of it, qemu-img a qcow2: no loop device, no mount
+that this system sees, and no right but what mmdebstrap's mode needs (root, or a user namespace with the user's
+/etc/subuid).
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ USER = "debian"  # cloud-init's default user in Debian
 MMDEBSTRAP_TIMEOUT = 1800.0  # seconds; measured 25 to 180
 PACK_TIMEOUT = 600.0
 
-RECIPE = 1
+RECIPE = 2
 """Counts the changes of what follows and of debian_root: an image made by another recipe is another image."""
 
 # Runs where the archive's user ids are real: as root, in mmdebstrap's user namespace, or under fakeroot. The archive
@@ -75,7 +76,7 @@ def build(
         files = staging.directory / "files.tar"
         debian_root.write_files(files)
         steps.run(
-            debian_root.command(mmdebstrap, mode, suite, included, files, archive),
+            [*debian_root.apart(mode), *debian_root.command(mmdebstrap, mode, suite, included, files, archive)],
             "mmdebstrap",
             timeout=MMDEBSTRAP_TIMEOUT,
             scratch=staging.directory if mode == "root" else None,

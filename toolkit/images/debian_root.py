@@ -44,8 +44,33 @@ INITRD_MODULES = (
 )
 """Whatever the root may be found on; in place of every module there is, which takes an emulated machine seconds."""
 
+SEED_UNIT = """[Unit]
+Description=What the seed of this machine says
+DefaultDependencies=no
+After=systemd-remount-fs.service systemd-sysusers.service
+Before=cloud-init-local.service systemd-networkd.service ssh.service serial-getty@ttyS0.service shutdown.target
+Conflicts=shutdown.target
+
+[Service]
+Type=oneshot
+RemainAfterExit=yes
+ExecStart=/usr/bin/python3 -IS /usr/lib/vtk/apply-seed
+StandardOutput=journal+console
+"""
+
+UNSEEDED = "[Unit]\nConditionPathExists=!/run/vtk-seeded\n"
+CLOUD_INIT_UNITS = ("cloud-init-local.service", "cloud-init.service", "cloud-config.service", "cloud-final.service")
+
+INITRD_HOOK = """#!/bin/sh
+# Modules that are there for udev to load where the device is, in place of being loaded on every machine.
+[ "$1" = prereqs ] && exit 0
+. /usr/share/initramfs-tools/hook-functions
+manual_add_modules {modules}
+""".format(modules=" ".join(INITRD_MODULES))
+
 FILES = {
-    "etc/fstab": "LABEL=root / ext4 errors=remount-ro 0 1\n",
+    # Grown to its disk's size: an overlay may be larger than the image.
+    "etc/fstab": "LABEL=root / ext4 errors=remount-ro,x-systemd.growfs 0 1\n",
     "etc/hostname": "debian\n",
     # Without a seed's network-config: DHCP on every Ethernet there is.
     "etc/systemd/network/80-dhcp.network": "[Match]\nName=en* eth*\n\n[Network]\nDHCP=yes\n",
@@ -53,6 +78,13 @@ FILES = {
     "etc/systemd/system/systemd-networkd-wait-online.service.d/limit.conf": (
         "[Service]\nExecStart=\nExecStart=/lib/systemd/systemd-networkd-wait-online --any --timeout=15\n"
     ),
+    # A program of ours follows a seed of vtk's own in a second; any other is cloud-init's, in forty when emulated.
+    "usr/lib/vtk/apply-seed": Path(__file__).with_name("apply_seed.py").read_text(encoding="utf-8"),
+    "etc/systemd/system/vtk-seed.service": SEED_UNIT,
+    **{f"etc/systemd/system/{unit}.d/vtk.conf": UNSEEDED for unit in CLOUD_INIT_UNITS},
+    # cloud-init always runs where it is needed: no looking around for who could have made this machine.
+    "etc/cloud/ds-identify.cfg": "policy: enabled\n",
+    "etc/ssh/sshd_config.d/vtk.conf": "PasswordAuthentication no\n",
     # Seeds by NoCloud only, so no waiting for others; one kind of host key: the others take minutes when emulated.
     "etc/cloud/cloud.cfg.d/90-vtk.cfg": (
         "datasource_list: [NoCloud, None]\n"
@@ -68,19 +100,35 @@ UNWANTED = (
     # Work that a lab machine's first minutes are not for.
     "apt-daily.timer",
     "apt-daily-upgrade.timer",
+    "dpkg-db-backup.timer",
     "e2scrub_all.timer",
     "e2scrub_reap.service",
+    "fstrim.timer",
+    # For hardware that no machine of ours has: a screen, variables of EFI, crash records in them.
+    "modprobe@drm.service",
+    "modprobe@efi_pstore.service",
+    "systemd-pstore.service",
 )
 
-EARLY = """
-mkdir -p "$1/etc/initramfs-tools/conf.d" "$1/usr/share/initramfs-tools/modules.d"
+EARLY = f"""
+set -e
+mkdir -p "$1/etc/initramfs-tools/conf.d" "$1/etc/initramfs-tools/hooks"
 echo MODULES=list >"$1/etc/initramfs-tools/conf.d/vtk"
-printf '%s\\n' {modules} >"$1/usr/share/initramfs-tools/modules.d/vtk"
-""".format(modules=" ".join(INITRD_MODULES))
+cat >"$1/etc/initramfs-tools/hooks/vtk" <<'END'
+{INITRD_HOOK}
+END
+chmod 755 "$1/etc/initramfs-tools/hooks/vtk"
+"""
 
 LATE = """
 set -e
 chroot "$1" systemctl enable systemd-networkd
+mkdir -p "$1/etc/systemd/system/sysinit.target.wants"
+ln -s ../vtk-seed.service "$1/etc/systemd/system/sysinit.target.wants/"
+# Names are resolved for programs that are up, not before any may start: it takes an emulated machine seconds.
+sed -E '/^Before=/s/(basic|network|sysinit)[.]target ?//g; s/^WantedBy=.*/WantedBy=multi-user.target/' \\
+    "$1/lib/systemd/system/systemd-resolved.service" >"$1/etc/systemd/system/systemd-resolved.service"
+chroot "$1" systemctl reenable systemd-resolved
 rm -f "$1"/etc/ssh/ssh_host_*
 """
 # Host keys that all machines of an image shared would be nobody's.
@@ -138,6 +186,13 @@ def command(
         str(archive),
         *sources(suite),
     ]
+
+
+def apart(mode: str) -> Sequence[str]:
+    """What to put before mmdebstrap run as root: what it mounts in the root is seen, and lasts, in there only, and
+    when it is killed, all it started goes with it. Nothing where there are no namespaces, and for the other modes."""
+    unshare = ("unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc")
+    return unshare if mode == "root" and answer_of(*unshare, "echo", "works", timeout=30.0) == "works\n" else ()
 
 
 def with_its_ids(mmdebstrap: str, mode: str) -> Sequence[str]:

@@ -6,7 +6,7 @@ import json
 import shutil
 import subprocess
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from minivmm.errors import ImageError
 from toolkit.images.errors import ImageBuildFailed, ToolMissing
@@ -58,6 +58,24 @@ def overlay_on(backing: Path, form: str, path: Path, size: int | None = None) ->
     return path
 
 
+def empty(path: Path, size: int) -> None:
+    """Makes `path` a qcow2 of `size` bytes with nothing in it. Raises ImageBuildFailed, ToolMissing."""
+    _qemu_img("create", "-q", "-f", "qcow2", str(path), str(size))
+
+
+def snapshot(path: Path, action: Literal["-c", "-a", "-d"], name: str) -> None:
+    """Makes (-c), goes back to (-a) or deletes (-d) an internal snapshot of a qcow2 that nobody has open.
+
+    Raises ImageBuildFailed, ToolMissing.
+    """
+    _qemu_img("snapshot", "-q", action, name, str(path))
+
+
+def reclaim(path: Path) -> None:
+    """Frees what a killed QEMU had set aside in a qcow2 and not used yet. Raises ImageBuildFailed, ToolMissing."""
+    _qemu_img("check", "-q", "-f", "qcow2", "-r", "leaks", str(path))
+
+
 def to_qcow2(source: Path, target: Path, size: int | None = None) -> None:
     """Copies a disk of any format QEMU reads into a qcow2 without a backing file. Raises ImageError, ToolMissing.
 
@@ -79,7 +97,32 @@ def info(path: Path) -> dict[str, Any]:
     return answer
 
 
+def check_whole(path: Path, form: str) -> None:
+    """Raises ImageError for a qcow2 whose tables point beyond its end, or at what is not there: one that was cut off.
+    Other formats cannot tell. Some 80 ms for a disk of 400 MB."""
+    if form != "qcow2":
+        return
+    # Status 2 is corruption; leaks (3) and what the program itself could not do (1) are for others to tell.
+    status, _, words = _run_qemu_img("check", "-q", "-U", "-f", form, str(path))
+    if status == 2:
+        raise ImageError(
+            path,
+            "is damaged",
+            cause=words.partition("\n")[0] or "its tables are not right",
+            remedy="fetch it again: a copy or a download of it was interrupted",
+        )
+
+
 def _qemu_img(*arguments: str) -> str:
+    """What it prints. Raises ImageBuildFailed when it fails."""
+    status, output, words = _run_qemu_img(*arguments)
+    if status != 0:
+        raise ImageBuildFailed(f"qemu-img {arguments[0]} failed", cause=words)
+    return output
+
+
+def _run_qemu_img(*arguments: str) -> tuple[int, str, str]:
+    """Its exit status, what it prints, and its last words."""
     try:
         done = subprocess.run(
             [tool("qemu-img"), *arguments],
@@ -92,6 +135,4 @@ def _qemu_img(*arguments: str) -> str:
         )
     except subprocess.TimeoutExpired as error:
         raise ImageBuildFailed(f"qemu-img {arguments[0]} did not end within {TIMEOUT:.0f} s") from error
-    if done.returncode != 0:
-        raise ImageBuildFailed(f"qemu-img {arguments[0]} failed", cause=done.stderr.strip())
-    return done.stdout
+    return done.returncode, done.stdout, done.stderr.strip()

@@ -59,8 +59,9 @@ class Seed(NamedTuple):
             "hostname": self.hostname,
             "locale": "C.UTF-8",
             "users": [user],
-            "ssh_pwauth": False,
         }
+        if self.password:
+            config["ssh_pwauth"] = False  # said only where it matters: cloud-init starts sshd anew for it
         if self.host_key is not None:
             config["ssh_deletekeys"] = True
             config["ssh_keys"] = {"ed25519_private": self.host_key[0], "ed25519_public": self.host_key[1]}

@@ -15,6 +15,16 @@ from typing import IO
 
 from toolkit.images.errors import ImageBuildFailed
 
+# The kernel tells the first process only, and mmdebstrap's first process waits for the others: so here is one before it
+# that passes a SIGTERM on to all, and stays until the program has cleaned up.
+TELL_ALL = """
+exec 3<&0
+trap 'trap "" TERM; kill -TERM 0; wait "$!"' TERM
+"$@" <&3 3<&- &
+exec 3<&-
+wait "$!"
+"""
+
 LAST_WORDS = 15  # lines of standard error that an error shows
 END_GRACE = 10.0  # seconds between SIGTERM, at which mmdebstrap cleans up, and SIGKILL
 
@@ -37,7 +47,7 @@ def run(
     words: deque[str] = deque(maxlen=LAST_WORDS)
     setpriv = shutil.which("setpriv")
     process = subprocess.Popen(
-        [*([setpriv, "--pdeathsig", "TERM", "--"] if setpriv else []), *command],
+        [*([setpriv, "--pdeathsig", "TERM", "--", "sh", "-c", TELL_ALL, name] if setpriv else []), *command],
         stdin=source or subprocess.DEVNULL,
         stdout=target or subprocess.DEVNULL,
         stderr=subprocess.PIPE,

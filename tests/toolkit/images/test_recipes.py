@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
+import sys
 import tarfile
 import time
 from pathlib import Path
@@ -58,6 +60,28 @@ def test_a_program_is_ended_when_its_watcher_is_interrupted() -> None:
     with pytest.raises(KeyboardInterrupt):
         steps.run(["sh", "-c", "sleep 600 & echo $! >&2; wait"], "probe", timeout=30.0, progress=interrupt)
     gone_by(int(heard[0]))
+
+
+WATCHER = """
+from toolkit.images import steps
+steps.run(["sh", "-c", "trap '' TERM; (trap - TERM; exec sleep 600) & echo $! >&2; wait"], "probe", timeout=60.0,
+          progress=lambda line: print(line, flush=True))
+"""
+
+
+def test_a_program_is_ended_with_all_it_started_when_its_watcher_is_killed() -> None:
+    with subprocess.Popen([sys.executable, "-c", WATCHER], stdout=subprocess.PIPE, text=True) as watcher:
+        assert watcher.stdout is not None
+        pid = int(watcher.stdout.readline())
+        watcher.kill()
+    gone_by(pid)
+
+
+def test_a_program_gets_its_input_and_its_status_is_told(tmp_path: Path) -> None:
+    (tmp_path / "in").write_bytes(b"words")
+    with (tmp_path / "in").open("rb") as source, (tmp_path / "out").open("wb") as target:
+        steps.run(["cat"], "probe", timeout=30.0, source=source, target=target)
+    assert (tmp_path / "out").read_bytes() == b"words"
 
 
 def gone_by(pid: int, limit: float = 10.0) -> None:
