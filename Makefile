@@ -3,7 +3,7 @@ PYTHON := .venv/bin/python
 PYTEST_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-quick test-slow test-svm test-svm-smoke lint bench build lock clean
+.PHONY: help setup demo test test-quick test-slow test-svm test-svm-smoke test-lab lint bench build lock clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -31,6 +31,15 @@ test-svm: setup ## the tests that need KVM, on an emulated AMD SVM host (QEMU TC
 
 test-svm-smoke: setup ## a few of those, within about five minutes
 	$(PYTHON) -m tests.svm --smoke $(PYTEST_ARGS)
+
+build/ansible/installed: ansible/requirements.txt
+	$(PYTHON) -m venv build/ansible
+	build/ansible/bin/pip install -q -r ansible/requirements.txt
+	@touch $@
+
+test-lab: setup build/ansible/installed ## the playbook on a Debian machine of vtk vm, twice (an hour of emulation)
+	@.venv/bin/vtk image build debian
+	PATH="$$PATH:$(CURDIR)/build/ansible/bin" $(PYTHON) -m pytest tests/ansible $(PYTEST_ARGS)
 
 lint: setup ## ruff, formatting and types
 	$(PYTHON) -m ruff check

@@ -73,10 +73,11 @@ class Project:
 
 @pytest.fixture
 def project(tmp_path: Path) -> Project:
-    """A machine with Python and QEMU, for an ordinary user, without apt and sudo."""
+    """A machine with Python, QEMU and the image tools, for an ordinary user, without apt and sudo."""
     project = Project(tmp_path)
     project.give("python3", PYTHON)
-    project.give("qemu-system-x86_64")
+    for name in ("qemu-system-x86_64", "qemu-img", "mmdebstrap", "mke2fs"):
+        project.give(name)
     project.give("id", then="echo 1000")
     return project
 
@@ -153,6 +154,26 @@ def test_root_installs_what_is_missing_and_says_why(project: Project) -> None:
     done = project.setup()
     assert "installing with apt-get: qemu-system-x86 (QEMU" in done.stdout
     assert any("install --no-install-recommends qemu-system-x86" in call for call in project.calls("apt-get"))
+
+
+def test_the_tools_of_vm_and_image_are_installed_too(project: Project) -> None:
+    for name in ("qemu-img", "mmdebstrap"):
+        (project.tools / name).unlink()
+    project.give("id", then="echo 0")
+    project.give("apt-get")
+    done = project.setup()
+    installs = [call.split("--no-install-recommends ")[1] for call in project.calls("apt-get") if "install" in call]
+    assert [install.strip() for install in installs] == ["qemu-utils", "mmdebstrap"]
+    assert "vtk image build debian" in done.stdout
+
+
+def test_image_tools_that_cannot_be_had_are_said_once(project: Project) -> None:
+    (project.tools / "mmdebstrap").unlink()
+    done = project.setup()
+    assert done.returncode == 0
+    assert "left out: image tools" in done.stdout
+    assert "mend: sudo apt-get install mmdebstrap" in done.stdout
+    assert project.setup().stdout == ""
 
 
 def test_a_failed_apt_get_does_not_stop_the_rest(project: Project) -> None:

@@ -1,0 +1,1 @@
+"""Lab machines: the playbook, the Vagrantfile, the workflow for CI."""

@@ -1,0 +1,1 @@
+"""The machines that vtk gives to other people's tests."""
