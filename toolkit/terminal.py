@@ -24,16 +24,19 @@ def is_ours(fd: int) -> bool:
 
 
 @contextmanager
-def raw_mode(fd: int) -> Iterator[None]:
+def raw_mode(fd: int, *, output: bool = True) -> Iterator[None]:
     """Keys reach the guest one by one and unchanged, Ctrl-C and Ctrl-Z included, and are not echoed by the terminal.
 
-    Output processing stays on, so that a guest's bare newline still returns the carriage. The settings found are
-    restored however the block is left, and raw mode is entered again when the shell has continued a stopped process.
+    Output processing stays on, so that a guest's bare newline still returns the carriage; without `output` it is off:
+    a terminal in the guest has done it already, and a bare newline means one. The settings found are restored however
+    the block is left, and raw mode is entered again when the shell has continued a stopped process.
     """
     found = termios.tcgetattr(fd)
     raw = termios.tcgetattr(fd)
     raw[0] &= ~(termios.IGNBRK | termios.BRKINT | termios.PARMRK | termios.ISTRIP | termios.INLCR)
     raw[0] &= ~(termios.IGNCR | termios.ICRNL | termios.IXON)
+    if not output:
+        raw[1] &= ~termios.OPOST
     raw[3] &= ~(termios.ECHO | termios.ECHONL | termios.ICANON | termios.ISIG | termios.IEXTEN)
     raw[6][termios.VMIN], raw[6][termios.VTIME] = 1, 0
 
