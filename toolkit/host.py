@@ -31,7 +31,8 @@ REQUIRABLE = {
     "qemu-kvm": "QEMU's KVM accelerator, and a usable /dev/kvm for it",
     "qemu-tcg": "QEMU's TCG accelerator",
     "qemu-riscv64": "qemu-system-riscv64",
-    "libvirt": "a libvirt daemon or library",
+    "libvirt": "a libvirt daemon with its QEMU driver, or the library",
+    "libvirt-python": "the library by which vtk speaks to libvirt",
     "virsh": "libvirt's command line",
     "containers": "a container engine that answers on its socket",
     "podman": "the podman command",
@@ -257,13 +258,20 @@ def _absent(group: str, name: str, program: str, remedy: str) -> Fact:
     return Fact(group, name, State.MISSING, "not installed", f"no {program} on PATH", remedy)
 
 
+LIBVIRT_QEMU = "libvirt/connection-driver/libvirt_driver_qemu.so"
+
+
 def _libvirt() -> Iterator[Fact]:
     group = "libvirt"
     daemon = _which("virtqemud", "libvirtd")
     library = [
         path for folder in ("lib/*-linux-gnu", "lib64", "lib") for path in Path("/usr").glob(f"{folder}/libvirt.so.0.*")
     ]
-    if daemon:
+    drivers = [path for folder in ("lib/*", "lib64", "lib") for path in Path("/usr").glob(f"{folder}/{LIBVIRT_QEMU}")]
+    if daemon and not drivers:
+        cause = "its daemon is there, its driver for QEMU is not"
+        yield Fact(group, "libvirt", State.WARN, daemon, cause, "sudo apt install libvirt-daemon-driver-qemu")
+    elif daemon:
         version = re.search(r"\d+\.\d+\.\d+", answer_of(daemon, "--version", timeout=ANSWER_TIMEOUT))
         yield Fact(group, "libvirt", State.OK, f"{version[0] if version else 'version unknown'}, {daemon}")
     elif library:
@@ -271,7 +279,19 @@ def _libvirt() -> Iterator[Fact]:
         yield Fact(group, "libvirt", State.WARN, str(library[0]), cause, "sudo apt install libvirt-daemon-system")
     else:
         yield _absent(group, "libvirt", "virtqemud or libvirtd", "sudo apt install libvirt-daemon-system")
+    yield _libvirt_python(group)
     yield _program(group, "virsh", "sudo apt install libvirt-clients")
+
+
+def _libvirt_python(group: str) -> Fact:
+    from importlib import metadata
+
+    try:
+        return Fact(group, "libvirt-python", State.OK, metadata.version("libvirt-python"))
+    except metadata.PackageNotFoundError:
+        cause = f"no libvirt-python in {sys.prefix}"
+        remedy = "sudo apt install libvirt-dev pkg-config gcc, then pip install 'vtk[libvirt]'"
+        return Fact(group, "libvirt-python", State.MISSING, "not installed", cause, remedy)
 
 
 CONTAINER_SOCKETS = (

@@ -28,6 +28,25 @@ _ECHO = (
     b"\xee\xeb\xda"  # out dx, al; jmp poll
 ) + exit_with(0)
 
+# Answers each byte with the next letter, from a on: what it has counted to is in its memory.
+_COUNT = (
+    b"\xc6\x05\x00\x00\x20\x00a"  # mov byte [0x200000], 'a'
+    b"\x66\xba\xfd\x03"  # poll: mov dx, 0x3fd
+    b"\xec\xa8\x01\x74\xf7"  # in al, dx; test al, 1 (data ready); jz poll
+    b"\x66\xba\xf8\x03\xec"  # mov dx, 0x3f8; in al, dx
+    b"\x66\xba\xfd\x03"  # wait: mov dx, 0x3fd
+    b"\xec\xa8\x20\x74\xf7"  # in al, dx; test al, 0x20 (transmitter empty); jz wait
+    b"\x66\xba\xf8\x03\xa0\x00\x00\x20\x00"  # mov dx, 0x3f8; mov al, [0x200000]
+    b"\xee\xfe\x05\x00\x00\x20\x00\xeb\xd7"  # out dx, al; inc byte [0x200000]; jmp poll
+)
+
+# Writes to each page from 2 to 18 MiB, for ever.
+_DIRTY = (
+    b"\xbf\x00\x00\x20\x00"  # again: mov edi, 2 MiB
+    b"\xfe\x07\x81\xc7\x00\x10\x00\x00"  # next: inc byte [edi]; add edi, 4096
+    b"\x81\xff\x00\x00\x20\x01\x72\xf0\xeb\xe9"  # cmp edi, 18 MiB; jb next; jmp again
+)
+
 CODES = {
     "exit0": print_text(b"bye\n") + exit_with(0),
     "exit3": print_text(b"bye") + exit_with(3),
@@ -38,6 +57,8 @@ CODES = {
     "halt": CLI + HLT + SPIN,
     "spin": SPIN,
     "echo": print_text(b"ready\n") + _ECHO,
+    "count": print_text(b"ready\n") + _COUNT,
+    "dirty": print_text(b"ready\n") + _DIRTY,
     "flood": b"\x66\xba\xf8\x03\xb0A\xee\xeb\xfd",  # mov dx, 0x3f8; mov al, 'A'; again: out dx, al; jmp again
 }
 

@@ -7,7 +7,10 @@
     id_ed25519    the key that ssh uses, .pub beside it; known_hosts pins the guest's
     lock          flock(2)ed by the vtk that is changing the machine
     running       locked by the machine's process as long as it lives, and the process id in qemu.pid
-    qmp.sock console.sock console.log qemu.log   of the machine's process
+    qmp.sock console.sock agent.sock console.log qemu.log   of the machine's process
+    running.2 …   the same of a process that the machine has moved to, and `incoming` while it moves (presence)
+    snapshots.json   what a machine must be like to be restored; the snapshots themselves are in disk.qcow2, those of a
+                  machine without a disk in state.qcow2
 
 A machine is made in a directory `.new-…` and gets its name by rename(2), and loses it so too: half a machine is never
 seen. Creating and deleting hold the lock of the whole, so what such a name is found on then is left over, and removed.
@@ -111,6 +114,16 @@ class MachineDirectory:
         """Holds the lock file `name` without waiting for it. Raises MachineBusy."""
         with _locked(self / name, lambda: MachineMissing(self.name), what, "use it", 0.0):
             yield
+
+    def holder(self) -> str:
+        """In words, who else is changing the machine now; "" when nobody is."""
+        with contextlib.suppress(OSError), open(self / "lock", "rb") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                told = file.read(200).decode(errors="replace").strip()
+                return "" if told.endswith(f"process {os.getpid()}") else f"at work on it: {told}"
+        return ""
 
     def listen(self, name: str) -> socket.socket:
         """A listening unix socket in the directory; a stale one is replaced. Raises StateError."""

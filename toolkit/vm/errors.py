@@ -8,7 +8,8 @@ VtkError
 ├── HostError
 │   ├── StateError       a machine's directory cannot be used: permissions, a full disk, a damaged file
 │   ├── MachineBusy      another vtk is at work on it
-│   └── MonitorSilent    QEMU lives, and does not answer on QMP
+│   ├── MonitorSilent    QEMU lives, and does not answer on QMP
+│   └── AgentSilent      the guest agent does not answer
 ├── WrongState           the verb does not fit what the machine is doing
 └── Unfinished           what was waited for did not come
     └── Unreachable      ssh: no connection, another host key, no such key
@@ -49,6 +50,10 @@ class MachineBusy(HostError):
 
 class MonitorSilent(HostError):
     """The machine's process is there, and does not answer."""
+
+
+class AgentSilent(HostError):
+    """There is no guest agent in the machine, or it does not answer."""
 
 
 class WrongState(VtkError):

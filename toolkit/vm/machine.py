@@ -8,12 +8,26 @@ import importlib
 import socket
 import time
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 from minivmm.errors import ConfigError, VtkError
-from toolkit.vm import PROVIDERS
+from toolkit.vm import PROVIDERS, console_log
 from toolkit.vm.directory import MachineDirectory, Machines, check_name
-from toolkit.vm.errors import StateError, Unfinished, WrongState
-from toolkit.vm.provider import Figures, MachineConfig, Migration, Provider, Snapshot, State, Status
+from toolkit.vm.errors import StateError, Unfinished, Unsupported, WrongState
+from toolkit.vm.provider import (
+    AgentProvider,
+    Figures,
+    MachineConfig,
+    Migration,
+    ProgressProvider,
+    Provider,
+    Snapshot,
+    State,
+    Status,
+)
+
+if TYPE_CHECKING:
+    from toolkit.vm.agent import GuestFacts
 
 POLL_PERIOD = 0.1  # seconds between looks at a machine that is waited for
 LOG_TAIL = 64 << 10  # bytes from the end of the console's log in which the last lines are looked for
@@ -52,6 +66,7 @@ class Machine:
 
     def status(self) -> Status:
         """What it is doing. Never raises."""
+        console_log.bound(self.directory / "console.log")
         try:
             return self._provider().status(self.directory)
         except VtkError as error:
@@ -101,8 +116,14 @@ class Machine:
             self._provider().resume(self.directory)
 
     def delete(self, machines: Machines, *, force: bool = False) -> None:
-        """Removes it and its disk; with `force` also when it runs or is damaged. Raises WrongState, MachineBusy."""
+        """Removes it and its disk; with `force` also when it runs or is damaged. Raises WrongState, MachineBusy.
+
+        One that was imported is forgotten only: it is there as it was, running or not.
+        """
         with self.directory.locked(f"delete {self.name}"):
+            if self._is_imported():
+                machines.remove(self.directory)
+                return
             provider = provider_called("qemu")  # the one that needs nothing but the directory
             if force:
                 with contextlib.suppress(StateError):
@@ -172,6 +193,24 @@ class Machine:
         """What it has used; nothing known of one that is not up. Raises HostError."""
         return self._provider().figures(self.directory)
 
+    def migration_progress(self) -> tuple[int, int] | None:
+        """Bytes transferred, and bytes that remain; None where the provider does not tell. Raises HostError."""
+        provider = self._provider()
+        return provider.migration_progress(self.directory) if isinstance(provider, ProgressProvider) else None
+
+    def guest_facts(self) -> GuestFacts:
+        """What the guest says of itself. Raises WrongState, Unsupported, AgentSilent, MachineBusy, MonitorSilent."""
+        from toolkit.vm import agent
+
+        provider = self._provider()
+        if not isinstance(provider, AgentProvider):
+            raise Unsupported(
+                f"the guest agent of machine {self.name!r} cannot be reached",
+                cause=f"its provider, {self.config().provider}, has no way to it",
+            )
+        self._require(State.RUNNING)
+        return agent.facts(provider.ask_agent(self.directory, agent.FACTS))
+
     @contextlib.contextmanager
     def console(self) -> Iterator[socket.socket]:
         """The connection to the serial console, held by one at a time. Raises WrongState, MachineBusy, HostError."""
@@ -189,6 +228,12 @@ class Machine:
         except FileNotFoundError:
             return []
         return text.splitlines()[-count:] if count else []
+
+    def _is_imported(self) -> bool:
+        try:
+            return self.config().imported
+        except StateError:
+            return False
 
     def _provider(self) -> Provider:
         config = self.config()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import os
 import re
 import secrets
 from dataclasses import replace
@@ -14,7 +16,7 @@ from minivmm.errors import ConfigError, HostError, ImageError
 from toolkit.vm.directory import MachineDirectory, Machines, check_name
 from toolkit.vm.errors import MachineExists
 from toolkit.vm.machine import provider_called
-from toolkit.vm.ports import LOOPBACK, free_port
+from toolkit.vm.ports import free_port
 from toolkit.vm.provider import MIB, MachineConfig
 
 if TYPE_CHECKING:
@@ -56,7 +58,7 @@ def create(machines: Machines, name: str, parts: Parts) -> MachineDirectory:
 
             # The image stays until the machine says that it is on it.
             image = held.enter_context(ImageStore(machines=machines.root).in_use(parts.image))
-        config = _configure(name, parts, image)
+        config = _configure(name, _at_its_uri(parts), image)
         config.check()
         return _fill(machines, name, parts, config)
 
@@ -68,7 +70,7 @@ def _fill(machines: Machines, name: str, parts: Parts, config: MachineConfig) ->
             with contextlib.suppress(ConfigError, HostError):
                 reserved.add(machines.get(other).config().ssh_port)
         config = replace(config, ssh_port=free_port(reserved))
-        private_key, public_key = _new_key()
+        private_key, public_key = new_key()
         public_key += f" vtk-{name}"
         directory.write("id_ed25519", private_key.encode())
         directory.write("id_ed25519.pub", public_key.encode() + b"\n", 0o644)
@@ -76,7 +78,11 @@ def _fill(machines: Machines, name: str, parts: Parts, config: MachineConfig) ->
             _make_seed(directory, config, public_key)
         if config.image:
             directory.write("image", f"{config.image}\n".encode())
-        if config.disk:
+        if config.disk and config.provider == "minivmm":
+            from toolkit.vm.minivmm_disk import DISK, copy_disk
+
+            copy_disk(Path(config.disk), directory / DISK, parts.disk_size)
+        elif config.disk:
             _make_overlay(Path(config.disk), directory / "disk.qcow2", parts.disk_size)
         directory.write_config(config)
     # Only now has it the path it will have. A crash before this leaves a machine that is defined when it is started.
@@ -86,6 +92,17 @@ def _fill(machines: Machines, name: str, parts: Parts, config: MachineConfig) ->
         machines.remove(directory)
         raise
     return directory
+
+
+def _at_its_uri(parts: Parts) -> Parts:
+    """With the URI that the machine will be at for good. Raises ConfigError."""
+    if parts.provider != "libvirt":
+        if parts.uri:
+            raise ConfigError("--uri names a libvirt", remedy=f"--provider libvirt --uri {parts.uri}")
+        return parts
+    from toolkit.libvirt.connection import checked_uri, default_uri
+
+    return parts._replace(uri=checked_uri(parts.uri or default_uri()))
 
 
 def _configure(name: str, parts: Parts, image: Image | None) -> MachineConfig:
@@ -126,7 +143,7 @@ def _configure(name: str, parts: Parts, image: Image | None) -> MachineConfig:
     )
 
 
-def _new_key() -> tuple[str, str]:
+def new_key() -> tuple[str, str]:
     """An ed25519 key as OpenSSH writes it: the private file, and the line of the public one."""
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
     from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
@@ -139,8 +156,9 @@ def _new_key() -> tuple[str, str]:
 def _make_seed(directory: MachineDirectory, config: MachineConfig, public_key: str) -> None:
     """cloud-init's seed: who may log in, and the host key, so that ssh knows the guest from the first time on."""
     from toolkit.images.seed import Seed
+    from toolkit.vm.ssh_settings import alias
 
-    host_private, host_public = _new_key()
+    host_private, host_public = new_key()
     seed = Seed(
         instance_id=f"{config.name}-{config.created}",
         hostname=re.sub(r"[._-]+", "-", config.name).rstrip("-")[:63],
@@ -149,13 +167,13 @@ def _make_seed(directory: MachineDirectory, config: MachineConfig, public_key: s
         host_key=(host_private, host_public),
     )
     seed.write(directory / "seed.iso")
-    directory.write("known_hosts", f"[{LOOPBACK}]:{config.ssh_port} {host_public}\n".encode())
+    directory.write("known_hosts", f"{alias(config.name)} {host_public}\n".encode())
 
 
 def _make_overlay(backing: Path, path: Path, size: int | None) -> None:
     """A qcow2 in which what is written stays, on top of `backing`, which is only read. Raises ImageError, HostError."""
     from toolkit.images.errors import ImageBuildFailed
-    from toolkit.images.overlay import info, overlay_on
+    from toolkit.images.overlay import check_whole, info, overlay_on
 
     told = info(backing)
     virtual_size, form = int(told["virtual-size"]), str(told["format"])
@@ -165,7 +183,10 @@ def _make_overlay(backing: Path, path: Path, size: int | None) -> None:
             cause=f"the image has {virtual_size} bytes",
             remedy=f"--disk-size {-(-virtual_size // MIB)}M",
         )
+    check_whole(backing, form)
     try:
         overlay_on(backing, form, path, size)
     except ImageBuildFailed as error:
+        if os.strerror(errno.ENOSPC) in error.cause:
+            raise
         raise ImageError(backing, "no overlay can be made on it", cause=error.cause or error.message) from error

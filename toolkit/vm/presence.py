@@ -3,6 +3,10 @@
 A process id in a file says neither: the process may be gone and its number another's. So the machine's process is given
 an open file, `running`, with a lock on it (fcntl(2), open file description locks: a child that inherits the description
 holds the lock as long as it lives). And the holder of QEMU's own lock on its pid file is named by F_GETLK.
+
+A machine that moves from one process to another has two for a while, so there are two slots: the names of a process'
+files end in its slot. The machine is the process that was there first, until that one ends; `incoming` says which came
+later. So the move is done at the moment the kernel drops the old process' lock, whoever is killed when.
 """
 
 from __future__ import annotations
@@ -22,12 +26,37 @@ from toolkit.vm.errors import WrongState
 FLOCK = struct.Struct("hhqqi4x")  # struct flock on 64-bit Linux: l_type, l_whence, l_start, l_len, l_pid
 RUNNING = "running"
 PID_FILE = "qemu.pid"
+SLOTS = ("", ".2")  # what the names of a process' files end in
+INCOMING = "incoming"  # has the slot of the process that a machine is moving to, as long as it moves
 POLL_PERIOD = 0.02  # seconds between looks at a lock
 
 
-def claim(machine: MachineDirectory) -> int:
+def slot_of(machine: MachineDirectory) -> str | None:
+    """The slot of the machine's process; None when none lives."""
+    living = [slot for slot in SLOTS if _lock_on(machine / (RUNNING + slot)) is not None]
+    if len(living) == 2:
+        later = incoming(machine)
+        living.remove(SLOTS[1] if later is None else later)
+    return living[0] if living else None
+
+
+def incoming(machine: MachineDirectory) -> str | None:
+    """The slot of the process that the machine is moving to, or was when a vtk was killed."""
+    try:
+        slot = (machine / INCOMING).read_text().rstrip("\n")
+    except OSError:
+        return None
+    return slot if slot in SLOTS else None
+
+
+def file_name(machine: MachineDirectory, name: str, slot: str | None = None) -> str:
+    """The name of a file of the process in `slot`, by default the machine's."""
+    return name + ((slot_of(machine) or "") if slot is None else slot)
+
+
+def claim(machine: MachineDirectory, slot: str = "") -> int:
     """An open, locked `running`, for the machine's process to inherit. Raises WrongState when one has it; OSError."""
-    fd = os.open(machine / RUNNING, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    fd = os.open(machine / (RUNNING + slot), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         fcntl.fcntl(fd, fcntl.F_OFD_SETLK, FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0))
     except OSError as error:
@@ -40,45 +69,54 @@ def claim(machine: MachineDirectory) -> int:
     return fd
 
 
-def is_alive(machine: MachineDirectory) -> bool:
-    """Whether the machine's process lives."""
-    return _lock_on(machine / RUNNING) is not None
+def is_alive(machine: MachineDirectory, slot: str | None = None) -> bool:
+    """Whether the machine's process lives, or the one in `slot`."""
+    return any(_lock_on(machine / (RUNNING + one)) is not None for one in (SLOTS if slot is None else (slot,)))
 
 
-def process_id(machine: MachineDirectory) -> int | None:
-    """The machine's process, once it has locked its pid file."""
-    return _lock_on(machine / PID_FILE)
+def process_id(machine: MachineDirectory, slot: str | None = None) -> int | None:
+    """The machine's process, or the one in `slot`, once it has locked its pid file."""
+    return _lock_on(machine / file_name(machine, PID_FILE, slot))
 
 
 def left_behind(machine: MachineDirectory) -> bool:
     """Whether the last process ended without removing its pid file, which QEMU does whenever it can."""
-    return (machine / PID_FILE).exists()
+    return any((machine / (PID_FILE + slot)).exists() for slot in SLOTS)
 
 
-def wait_for_end(machine: MachineDirectory, timeout: float) -> bool:
-    """Whether the process is gone within `timeout` seconds."""
+def forget(machine: MachineDirectory, slot: str | None = None) -> None:
+    """The process in `slot`, by default in both, is known to have ended."""
+    for one in SLOTS if slot is None else (slot,):
+        (machine / (PID_FILE + one)).unlink(missing_ok=True)
+    (machine / INCOMING).unlink(missing_ok=True)
+
+
+def wait_for_end(machine: MachineDirectory, timeout: float, slot: str | None = None) -> bool:
+    """Whether the machine's processes, or the one in `slot`, are gone within `timeout` seconds."""
     deadline = time.monotonic() + timeout
-    while is_alive(machine):
+    while is_alive(machine, slot):
         if time.monotonic() >= deadline:
             return False
         time.sleep(POLL_PERIOD)
     return True
 
 
-def kill(machine: MachineDirectory, timeout: float) -> bool:
-    """SIGKILL. Whether the process is gone within `timeout` seconds."""
-    pid = process_id(machine)
-    if pid is not None:
+def kill(machine: MachineDirectory, timeout: float, slot: str | None = None) -> bool:
+    """SIGKILL, to the process in `slot`, by default to both. Whether they are gone within `timeout` seconds."""
+    for one in SLOTS if slot is None else (slot,):
+        pid = process_id(machine, one)
+        if pid is None:
+            continue
         with contextlib.suppress(ProcessLookupError):
             pidfd = os.pidfd_open(pid)
             try:
                 # Held by a descriptor and still the lock's holder: the number cannot have passed to another process.
-                if process_id(machine) == pid:
+                if process_id(machine, one) == pid:
                     signal.pidfd_send_signal(pidfd, signal.SIGKILL)
                     select.select([pidfd], [], [], timeout)
             finally:
                 os.close(pidfd)
-    return wait_for_end(machine, timeout)
+    return wait_for_end(machine, timeout, slot)
 
 
 def _lock_on(file: Path) -> int | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 from dataclasses import asdict, dataclass
 from enum import Enum
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from minivmm.errors import ConfigError
 
@@ -73,6 +73,7 @@ class Figures:
     cpu_time: float | None = None  # seconds of host CPU
     memory: int | None = None  # bytes of RAM it was given
     balloon: int | None = None  # bytes of that which its balloon leaves it
+    available: int | None = None  # bytes that the guest could give to a new program without swapping
     resident: int | None = None  # bytes of the host's memory
     disk_read: int | None = None  # bytes
     disk_written: int | None = None
@@ -179,3 +180,19 @@ class Provider(Protocol):
 
     def figures(self, machine: MachineDirectory) -> Figures:
         """What it has used. Costs no more than `status`."""
+
+
+@runtime_checkable
+class AgentProvider(Protocol):
+    """A provider that reaches the QEMU guest agent in its machines."""
+
+    def ask_agent(self, machine: MachineDirectory, questions: list[tuple[str, dict[str, Any]]]) -> list[Any]:
+        """The agent's answers, None to a command it refuses. Raises AgentSilent, MachineBusy, MonitorSilent."""
+
+
+@runtime_checkable
+class ProgressProvider(Protocol):
+    """A provider that tells how far a machine's migration is."""
+
+    def migration_progress(self, machine: MachineDirectory) -> tuple[int, int]:
+        """Bytes transferred, and bytes that remain. Raises HostError."""

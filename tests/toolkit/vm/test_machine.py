@@ -188,7 +188,7 @@ def test_a_kernel_that_is_gone_is_told_and_nothing_runs(make: MakeMachine) -> No
 
 def test_what_qemu_refuses_is_told_in_its_words(make: MakeMachine) -> None:
     machine = make()
-    Path(machine.config().kernel).write_bytes(b"no kernel")
+    Path(machine.config().kernel).write_bytes(b"\x7fELF" + bytes(600))
     with pytest.raises(QemuError, match=r"does not start machine 'a'\n  cause: .*kernel"):
         machine.start()
     assert state(machine) in (State.STOPPED, State.CRASHED)

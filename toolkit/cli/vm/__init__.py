@@ -7,9 +7,12 @@ from typing import Any
 import click
 
 from toolkit.cli import ExitStatus
-from toolkit.cli.vm.lives import create, delete, kill, pause, resume, start, stop
+from toolkit.cli.vm.copied import cp
+from toolkit.cli.vm.figures import top
+from toolkit.cli.vm.live import balloon, migrate, restore, snapshot
+from toolkit.cli.vm.lives import create, delete, import_machine, kill, pause, resume, start, stop
 from toolkit.cli.vm.looks import list_machines, logs, show, wait
-from toolkit.cli.vm.reached import console, execute
+from toolkit.cli.vm.reached import console, execute, ssh, ssh_config
 
 EPILOG = """\b
 Examples:
@@ -17,14 +20,16 @@ Examples:
   vtk vm create tiny --kernel vmlinuz --initrd initrd.cpio --append "console=ttyS0"
   vtk vm start web && vtk vm wait web --for ssh --timeout 120
   vtk vm exec web -- uname -a
+  vtk vm ssh web                   ~. leaves it
+  vtk vm cp -r src web:/srv
   vtk vm console web               Ctrl-] then q leaves it
   vtk vm list --json
   vtk vm stop web || vtk vm kill web
 
 \b
 Exit status: 0 success, 1 what was waited for did not come, 2 wrong usage, name
-or state, 3 the host cannot do it. `exec` gives its command's, 255 for one that
-a signal ended.
+or state, 3 the host cannot do it. `ssh` and `exec` give their command's, 255
+for a machine that is not reached and for a command that a signal ended.
 """
 
 
@@ -54,5 +59,28 @@ def vm() -> None:
     """
 
 
-for verb in (create, start, stop, kill, list_machines, show, console, execute, pause, resume, wait, logs, delete):
+for verb in (
+    create,
+    import_machine,
+    start,
+    stop,
+    kill,
+    list_machines,
+    show,
+    console,
+    ssh,
+    execute,
+    cp,
+    ssh_config,
+    pause,
+    resume,
+    snapshot,
+    restore,
+    balloon,
+    migrate,
+    top,
+    wait,
+    logs,
+    delete,
+):
     vm.add_command(verb)

@@ -72,6 +72,13 @@ def tell(machine: Machine, done: str, as_json: bool) -> None:
         click.echo(f"{done} {machine.name}", err=True)
 
 
+def print_columns(rows: list[tuple[str, ...]]) -> None:
+    """A table, its first row the head."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        click.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+
+
 def print_json(content: dict[str, Any]) -> None:
     """One object, of this schema."""
     import json

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from toolkit.cli.vm.asked import SECONDS, SIZE, find, json_option, machines, name_argument, print_json, tell
 from toolkit.telling import told_when_long
 from toolkit.vm import PROVIDERS
+
+if TYPE_CHECKING:
+    from toolkit.vm.machine import Machine
 
 FILE = click.Path(path_type=Path)
 
@@ -37,6 +40,12 @@ FILE = click.Path(path_type=Path)
 @click.option(
     "--provider", type=click.Choice(list(PROVIDERS)), default="qemu", show_default=True, help="Whose machine it is."
 )
+@click.option(
+    "--uri",
+    metavar="URI",
+    default="",
+    help="Which libvirt.  [default: $LIBVIRT_DEFAULT_URI, else qemu:///session, for root qemu:///system]",
+)
 @click.option("--user", metavar="USER", default="", help="Who ssh logs in as.  [default: the image's, else root]")
 @json_option
 def create(name: str, as_json: bool, **parts: Any) -> None:
@@ -45,7 +54,8 @@ def create(name: str, as_json: bool, **parts: Any) -> None:
     from toolkit.vm.making import Parts
     from toolkit.vm.making import create as make
 
-    machine = Machine(make(machines(), name, Parts(**parts)))
+    with told_when_long(f"making {name}"):
+        machine = Machine(make(machines(), name, Parts(**parts)))
     tell(machine, "created", as_json)
 
 
@@ -113,9 +123,42 @@ def resume(name: str, as_json: bool) -> None:
 def delete(name: str, force: bool, as_json: bool) -> None:
     """Remove a machine and its disk; its image stays."""
     machine = find(name)
+    imported_from = _imported_from(machine)
     with told_when_long(f"deleting {name}"):
         machine.delete(machines(), force=force)
     if as_json:
-        print_json({"name": name, "deleted": True})
+        print_json({"name": name, "deleted": not imported_from} | ({"forgotten": True} if imported_from else {}))
+    elif imported_from:
+        click.echo(f"forgot {name}; its domain was not made by vtk and stays at {imported_from}", err=True)
     else:
         click.echo(f"deleted {name}", err=True)
+
+
+def _imported_from(machine: Machine) -> str:
+    """The URI of a machine that was there before vtk knew it; "" for every other."""
+    from minivmm.errors import VtkError
+
+    try:
+        config = machine.config()
+    except VtkError:
+        return ""
+    return config.uri if config.imported else ""
+
+
+@click.command("import")
+@click.argument("domain", metavar="DOMAIN")
+@click.option(
+    "--uri", metavar="URI", default="", help="The libvirt that has it.  [default: as for `create --provider libvirt`]"
+)
+@click.option("--as", "name", metavar="NAME", default="", help="What vtk calls it.  [default: DOMAIN]")
+@click.option("--user", metavar="USER", default="", help="Who ssh logs in as.  [default: root]")
+@json_option
+def import_machine(domain: str, uri: str, name: str, user: str, as_json: bool) -> None:
+    """Let vtk know a machine that libvirt has already.
+
+    The machine stays as it is, and so does it when it is deleted from vtk.
+    """
+    from toolkit.libvirt.importing import import_domain
+    from toolkit.vm.machine import Machine
+
+    tell(Machine(import_domain(machines(), domain, uri, name, user)), "imported", as_json)
