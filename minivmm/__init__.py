@@ -16,19 +16,21 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from minivmm.boot.loader import Boot
+    from minivmm.emulator.machine import RiscvMachine
     from minivmm.errors import VtkError
     from minivmm.machine import Machine
     from minivmm.outcome import Outcome, RunResult
     from minivmm.virtio.block import Disk
     from minivmm.xen.machine import XenMachine
 
-__all__ = ["Boot", "Disk", "Machine", "Outcome", "RunResult", "VtkError", "XenMachine"]
+__all__ = ["Boot", "Disk", "Machine", "Outcome", "RiscvMachine", "RunResult", "VtkError", "XenMachine"]
 
 _HOMES = {
     "Boot": "minivmm.boot.loader",
     "Disk": "minivmm.virtio.block",
     "Machine": "minivmm.machine",
     "Outcome": "minivmm.outcome",
+    "RiscvMachine": "minivmm.emulator.machine",
     "RunResult": "minivmm.outcome",
     "VtkError": "minivmm.errors",
     "XenMachine": "minivmm.xen.machine",

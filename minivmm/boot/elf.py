@@ -106,8 +106,8 @@ NOTE_HEADER = Layout("<III", _NoteHeader)
 MAGIC = b"\x7fELF"
 CLASS_32, CLASS_64 = 1, 2
 DATA_LITTLE_ENDIAN = 1
-EM_386, EM_X86_64 = 3, 62
-
+EM_386, EM_X86_64, EM_RISCV = 3, 62, 243
+_MACHINE_NAMES = {EM_386: "80386", EM_X86_64: "x86-64", EM_RISCV: "RISC-V"}
 
 PT_LOAD, PT_NOTE = 1, 4
 SHT_NOTE, SHT_NOBITS = 7, 8
@@ -115,10 +115,13 @@ ET_EXEC, ET_DYN = 2, 3
 
 
 class Elf:
-    """A parsed ELF image for x86. Raises ImageError, which says where in the file and what is wrong."""
+    """A parsed ELF image, for x86 unless told otherwise. Raises ImageError: where in the file, and what is wrong."""
 
-    def __init__(self, path: str | Path, data: bytes | None = None) -> None:
-        """`data`: the image, where it is not the file at `path` itself but was unpacked from it."""
+    def __init__(
+        self, path: str | Path, data: bytes | None = None, *, machines: tuple[int, ...] = (EM_X86_64, EM_386)
+    ) -> None:
+        """`data`: the image, where it is not the file at `path` itself but was unpacked from it. `machines`: which
+        values of e_machine are wanted, the usual one first."""
         self.path = Path(path)
         self._data = read_image(self.path) if data is None else data
         if self._data[:4] != MAGIC:
@@ -129,8 +132,9 @@ class Elf:
             raise self._error("not a little-endian ELF32 or ELF64 file", 4)
         self.is_64 = self._data[4] == CLASS_64
         self.header = (FILE_HEADER_64 if self.is_64 else FILE_HEADER_32).unpack(self._data)
-        if self.header.machine not in (EM_X86_64, EM_386):
-            raise self._error(f"made for another machine (e_machine {self.header.machine}, x86-64 is {EM_X86_64})", 18)
+        if self.header.machine not in machines:
+            wanted = f"{_MACHINE_NAMES[machines[0]]} is {machines[0]}"
+            raise self._error(f"made for another machine (e_machine {self.header.machine}, {wanted})", 18)
         if self.header.type not in (ET_EXEC, ET_DYN):
             raise self._error(f"not an executable (e_type {self.header.type}): an object file or a core dump?", 16)
         self.segments = self._program_headers()

@@ -1,0 +1,317 @@
+"""A RISC-V machine assembled and run: QEMU's `-M virt -bios none` with one hart, made of software.
+
+It has the verbs, outcomes and deadline of minivmm.Machine.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from minivmm.devices.serial import Serial
+from minivmm.emulator import clint, finisher, image, plic, virt
+from minivmm.emulator.assembly import ABI_NAMES
+from minivmm.emulator.hart import Hart
+from minivmm.emulator.physical import AddressSpace, Ram
+from minivmm.errors import ConfigError, HostError
+from minivmm.outcome import EndOfRun, Outcome, RunResult
+from minivmm.tail import Tail
+
+if TYPE_CHECKING:
+    from minivmm.virtio.block import Disk
+    from minivmm.virtio.console import Console
+    from minivmm.virtio.device import VirtioDevice
+    from minivmm.virtio.mmio import VirtioMmio
+
+CONSOLE_LIMIT = 1 << 20  # bytes of console output kept in the result
+SLICE = 2000  # instructions between two looks at what the world wants: about a millisecond
+IDLE_LOOK = 1.0  # seconds an idle hart waits at most before it looks again
+A0, A1 = 10, 11
+
+HOST, INSTRUCTIONS = "host", "instructions"
+
+
+class Figures(NamedTuple):
+    """What a run cost."""
+
+    instructions: int  # retired
+    cpu_seconds: float  # of the thread that executes
+    mips: float  # millions of instructions per second of that
+    traps: int
+    blocks: int  # decoded, each time anew
+    decoded: int  # instructions in them
+    invalidated: int  # pages whose code was overwritten
+    flushed: int  # times all decoded code was forgotten
+    walks: int  # of page tables
+
+
+class RiscvMachine:
+    """A machine that boots `image`: ELF64 for RISC-V, or raw bytes that are put at 0x8000_0000 and entered there.
+
+    memory: bytes of RAM. cmdline: /chosen/bootargs of the device tree, whose address is in a1. console: gets serial
+    output as it comes, on the hart's thread. disks: virtio-blk devices, the first in the lowest slot. clock: "host", or
+    "instructions" for a time that advances with every instruction, so that a run repeats itself exactly.
+
+    Everything is made here: raises ImageError, ConfigError, HostError. Use it as a context manager, or call close().
+    """
+
+    def __init__(
+        self,
+        image: str | Path,
+        *,
+        memory: int = 64 << 20,
+        cmdline: str = "",
+        disks: Sequence[Disk] = (),
+        console: Callable[[bytes], None] | None = None,
+        virtio_console: bool = False,
+        rng: bool = False,
+        clock: str = HOST,
+    ) -> None:
+        if clock not in (HOST, INSTRUCTIONS):
+            raise ConfigError(f"no such clock: {clock!r}", cause=f"known are {HOST} and {INSTRUCTIONS}")
+        self._release = contextlib.ExitStack()
+        self._sink = console
+        self._output = Tail(CONSOLE_LIMIT)
+        self._end: EndOfRun | None = None
+        self._end_lock = threading.Lock()
+        self._ended = threading.Event()
+        self._wake = threading.Event()
+        self._result: RunResult | None = None
+        self._started = self._deadline = self._seconds = self._cpu_seconds = 0.0
+        self._thread = threading.Thread(target=self._run, name="hart-0", daemon=True)
+        self.transports: list[VirtioMmio] = []
+        self.virtio_console: Console | None = None
+        with contextlib.ExitStack() as undo:
+            undo.callback(self._release.close)
+            self.memory = Ram(memory)
+            self._release.callback(self.memory.close)
+            self.space = AddressSpace(self.memory)
+            self._release.callback(self.space.close)
+            self.hart = Hart(self.space, self._lines, self._time)
+            self._add_devices(clock, disks, virtio_console, rng)
+            self._load(image, cmdline)
+            undo.pop_all()
+
+    # --- assembly ----------------------------------------------------------------------------------------------------
+    def _add_devices(self, clock: str, disks: Sequence[Disk], virtio_console: bool, rng: bool) -> None:
+        hart, space = self.hart, self.space
+        source = clint.HostClock() if clock == HOST else clint.InstructionClock(lambda: hart.retired)
+        self._clint = clint.Clint(source, hart.attend)
+        self._plic = plic.Plic(self._line_changed)
+        self.serial = Serial(self._console_output, lambda level: self._plic.set_level(virt.UART_IRQ, level))
+        space.add(clint.BASE, clint.SIZE, self._clint)
+        space.add(plic.BASE, plic.SIZE, self._plic)
+        space.add(finisher.BASE, finisher.SIZE, finisher.Finisher())
+        space.add(virt.UART, virt.UART_SIZE, self.serial)
+        if disks:
+            from minivmm.virtio.block import Block
+
+            for disk in disks:
+                self._add_virtio(Block(disk))
+        if virtio_console:
+            from minivmm.virtio.console import Console
+
+            self.virtio_console = Console(self._console_output)
+            self._add_virtio(self.virtio_console)
+        if rng:
+            from minivmm.virtio.entropy import Entropy
+
+            self._add_virtio(Entropy())
+        for slot in range(len(self.transports), virt.VIRTIO_SLOTS):
+            space.add(virt.VIRTIO + slot * virt.VIRTIO_SIZE, virt.VIRTIO_SIZE, virt.EmptySlot())
+
+    def _add_virtio(self, device: VirtioDevice) -> None:
+        from minivmm.virtio.mmio import VirtioMmio
+
+        slot = len(self.transports)
+        if slot >= virt.VIRTIO_SLOTS:
+            device.close()
+            raise ConfigError(f"more than {virt.VIRTIO_SLOTS} virtio devices do not fit the machine")
+        transport = VirtioMmio(device, self.memory, lambda: self._plic.pulse(virt.VIRTIO_IRQ + slot))
+        self._release.callback(transport.close)
+        self.transports.append(transport)
+        self.space.add(virt.VIRTIO + slot * virt.VIRTIO_SIZE, virt.VIRTIO_SIZE, transport)
+
+    def _load(self, path: str | Path, cmdline: str) -> None:
+        """The state QEMU's boot ROM leaves: a0 the hart's number, a1 the device tree."""
+        tree = virt.device_tree(self.memory.size, cmdline)
+        self.hart.pc, self.hart.x[A1] = image.load(path, self.memory, tree)
+
+    def _console_output(self, data: bytes) -> None:
+        """What the guest transmitted: kept (the last CONSOLE_LIMIT bytes) and handed on."""
+        self._output.write(data)
+        if self._sink is not None:
+            self._sink(data)
+
+    def _lines(self) -> int:
+        """What the devices hold up, as bits of mip."""
+        return self._clint.lines() | self._plic.lines()
+
+    def _time(self) -> int:
+        return self._clint.mtime()
+
+    def _line_changed(self) -> None:
+        """The PLIC has news: at once when the hart caused it, else at its next slice."""
+        if threading.current_thread() is self._thread:
+            self.hart.attend()
+        else:
+            self._wake.set()
+
+    # --- life --------------------------------------------------------------------------------------------------------
+    def run(self, timeout: float = 60.0) -> RunResult:
+        """Starts the machine and waits for its end: at most `timeout` seconds, then the outcome is DEADLINE."""
+        try:
+            self.start(timeout)
+            return self.wait()
+        except KeyboardInterrupt:  # before wait() was there to take it
+            if not self._started:
+                raise
+            self._note_interrupt()
+            return self.wait()
+
+    def start(self, timeout: float = 60.0) -> None:
+        """Starts the hart. A machine starts once. Raises ConfigError for a second time."""
+        if self._started:
+            raise ConfigError("this machine has run already", remedy="make a new RiscvMachine")
+        self._started = time.monotonic()
+        self._deadline = self._started + timeout
+        self._thread.start()
+
+    def wait(self) -> RunResult:
+        """Waits for the end, at most until the deadline. Ctrl-C in the waiting thread ends it as INTERRUPTED."""
+        if self._result is not None:
+            return self._result
+        if not self._started:
+            raise ConfigError("this machine has not been started", remedy="machine.start()")
+        try:
+            if not self._ended.wait(max(self._deadline - time.monotonic(), 0)):
+                allowed = self._deadline - self._started
+                self._note_end(EndOfRun(Outcome.DEADLINE, f"still running after {allowed:g} seconds"))
+        except KeyboardInterrupt:
+            self._note_interrupt()
+        self._thread.join()
+        assert self._end is not None
+        end = self._end
+        quiet = end.outcome in (Outcome.SHUTDOWN, Outcome.EXITED, Outcome.INTERRUPTED)
+        self._result = RunResult(
+            outcome=end.outcome,
+            detail=end.detail,
+            code=end.code,
+            console=bytes(self._output),
+            seconds=self._seconds,
+            exits=self.exits,
+            registers={} if quiet else self.registers,
+        )
+        return self._result
+
+    def stop(self, detail: str = "stopped by the caller") -> None:
+        """Ends the run as INTERRUPTED. Thread-safe; wait() then returns."""
+        self._note_end(EndOfRun(Outcome.INTERRUPTED, detail))
+
+    def send(self, data: bytes) -> None:
+        """Bytes for the guest's serial port. Thread-safe. See `pending_input` for how many it has not read yet."""
+        self.serial.receive(data)
+
+    @property
+    def pending_input(self) -> int:
+        """Bytes sent to the serial port that the guest has not read yet."""
+        return self.serial.pending_input
+
+    @property
+    def exits(self) -> dict[str, int]:
+        """What happened in the run, by name: the counts of `figures`."""
+        figures = self.figures
+        names = ("instructions", "traps", "blocks", "decoded", "invalidated", "flushed", "walks")
+        return {name: getattr(figures, name) for name in names if getattr(figures, name)}
+
+    @property
+    def figures(self) -> Figures:
+        """Instructions and what they cost; the times when the run is over."""
+        hart, code = self.hart, self.hart.code
+        retired = hart.retired
+        mips = retired / self._cpu_seconds / 1e6 if self._cpu_seconds else 0.0
+        return Figures(
+            retired,
+            self._cpu_seconds,
+            mips,
+            hart.traps,
+            code.made,
+            code.decoded,
+            code.invalidated,
+            code.flushed,
+            hart.mmu.walks,
+        )
+
+    @property
+    def registers(self) -> dict[str, int]:
+        """pc, the registers by their ABI names, and the CSRs that say how it got there."""
+        hart, csrs = self.hart, self.hart.csrs
+        names = ("mstatus", "mepc", "mcause", "mtval", "mtvec", "sepc", "scause", "stval", "stvec")
+        return {
+            "pc": hart.pc,
+            **dict(zip(ABI_NAMES, hart.x, strict=False)),
+            "mode": hart.mode,
+            **{name: getattr(csrs, name) for name in names},
+            "satp": hart.mmu.satp,
+        }
+
+    def _note_end(self, end: EndOfRun) -> None:
+        """Records how the run ends; the first to say so wins."""
+        with self._end_lock:
+            if self._end is None:
+                self._seconds = time.monotonic() - self._started
+                # Without its traceback, whose frames hold views of RAM.
+                self._end = end.with_traceback(None)
+        self._ended.set()
+        self._wake.set()
+
+    def _note_interrupt(self) -> None:
+        self._note_end(EndOfRun(Outcome.INTERRUPTED, "interrupted from the keyboard"))
+
+    def _run(self) -> None:
+        """The thread's body. Whatever happens in here becomes an outcome."""
+        started = time.thread_time()
+        hart, ended = self.hart, self._ended.is_set
+        try:
+            while not ended():
+                if hart.look_at_interrupts():
+                    hart.execute(SLICE)
+                else:
+                    self._idle()
+        except EndOfRun as end:
+            self._note_end(end)
+        except HostError as error:
+            self._note_end(EndOfRun(Outcome.HOST_ERROR, error.message))
+        except Exception as error:  # noqa: BLE001  the thread's boundary: a bug here must end the run, and say what it was
+            self._note_end(EndOfRun(Outcome.HOST_ERROR, f"minivmm failed: {type(error).__name__}: {error}"))
+        finally:
+            self._cpu_seconds = time.thread_time() - started
+
+    def _idle(self) -> None:
+        """The hart is in wfi: until the timer, or until a device wakes it."""
+        enabled = self.hart.csrs.mie
+        if not enabled:
+            raise EndOfRun(Outcome.HALTED, "the hart is in wfi with no interrupt enabled")
+        pause = IDLE_LOOK
+        if enabled & clint.TIMER:
+            pause = min(self._clint.seconds_until_timer(), pause)
+        if pause > 0:
+            self._wake.wait(pause)
+        self._wake.clear()
+
+    def close(self) -> None:
+        """Ends the run if it still goes, and gives everything back to the host. May be called twice."""
+        if self._started and self._result is None:
+            self.stop("closed")
+            self.wait()
+        self._release.close()
+
+    def __enter__(self) -> RiscvMachine:
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self.close()

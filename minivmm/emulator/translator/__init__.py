@@ -1,0 +1,1 @@
+"""Dynamic translation: RISC-V to x86-64."""

@@ -1,0 +1,208 @@
+"""Machine code being made: bytes, operands, and the stubs by which translated code is left.
+
+RAX, RCX and RDX hold nothing from one instruction to the next.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from minivmm.emulator.decoder import Decoded
+from minivmm.emulator.translator import x86
+from minivmm.emulator.translator.registers import BUDGET_REGISTER, HOST, STATE, slot
+from minivmm.emulator.translator.sites import Kind, Site
+from minivmm.emulator.translator.state import ADDRESS, RBP_OFFSET, SITE, TARGET, Tables
+from minivmm.emulator.translator.x86 import Alu, Cond, Reg, Shift
+
+RAX, RCX, RDX = Reg.RAX, Reg.RCX, Reg.RDX
+_INDEX_MASK = 0xFFF0  # of a TLB's or jump cache's 4096 entries of 16 bytes
+_PAGE_MASK = -4096
+
+NewSite = Callable[[Kind, int, int], tuple[int, Site]]
+"""Makes the site of a kind at an instruction (its index in the block and its address); also says its number."""
+
+
+class Emitter:
+    """Collects the code of a block, and the stubs by which it is left."""
+
+    def __init__(self, tables: Tables | None, site: NewSite) -> None:
+        self.code = bytearray()
+        self._tables = tables
+        self._site = site
+        self._stubs: list[Callable[[], None]] = []
+        self.to_exit: list[int] = []
+        """Offsets of displacements of jumps to the common exit."""
+        self.to_dispatch: list[int] = []
+        """The same, to the routine that looks up the guest address in RAX."""
+        self.to_miss: list[int] = []
+        """The same, behind the look-up."""
+        self.chains: list[tuple[int, Site]] = []
+        """Offset of a displacement, and the site its stub leaves at."""
+        self.resumes: list[tuple[int, Site]] = []
+        """Offset at which a site goes on."""
+        self.index = 0  # of the instruction in the block
+        self.pc = 0  # its address
+
+    @property
+    def tables(self) -> Tables:
+        """Of the block's regime."""
+        assert self._tables is not None
+        return self._tables
+
+    # --- bytes -------------------------------------------------------------------------------------------------------
+    def put(self, *parts: bytes) -> None:
+        """Appends instructions."""
+        code = self.code
+        for part in parts:
+            code += part
+
+    def jump(self, opcode: bytes) -> int:
+        """Appends a relative jump to nowhere yet; returns the offset of its displacement."""
+        self.code += opcode + b"\0\0\0\0"
+        return len(self.code) - 4
+
+    def land(self, at: int) -> None:
+        """The jump whose displacement is at `at` comes here."""
+        self.code[at : at + 4] = (len(self.code) - at - 4).to_bytes(4, "little", signed=True)
+
+    # --- operands ----------------------------------------------------------------------------------------------------
+    def move(self, to: Reg, register: int, wide: bool = True) -> None:
+        """A host register becomes a guest register."""
+        if register == 0:
+            self.put(x86.mov_imm(to, 0))
+        elif (host := HOST.get(register)) is not None:
+            self.put(x86.mov(to, host, wide))
+        else:
+            self.put(x86.mov_load(to, STATE, slot(register), wide))
+
+    def source(self, register: int, temporary: Reg) -> Reg:
+        """A host register that holds a guest register; not to be changed."""
+        host = HOST.get(register)
+        if host is None:
+            self.move(temporary, register)
+            return temporary
+        return host
+
+    def alu(self, operation: Alu, to: Reg, register: int, wide: bool = True) -> None:
+        """A host register and a guest register."""
+        host = HOST.get(register)
+        if register == 0:
+            self.put(x86.alu_imm(operation, to, 0, wide))
+        elif host is not None:
+            self.put(x86.alu(operation, to, host, wide))
+        else:
+            self.put(x86.alu_load(operation, to, STATE, slot(register), wide))
+
+    def commit(self, rd: int, host: Reg) -> None:
+        """A guest register becomes a host register."""
+        own = HOST.get(rd)
+        if own is None:
+            self.put(x86.mov_store(STATE, slot(rd), host))
+        elif own != host:
+            self.put(x86.mov(own, host))
+
+    def compare(self, rs1: int, rs2: int) -> None:
+        """CMP of two guest registers."""
+        left, right = HOST.get(rs1), HOST.get(rs2)
+        if left is not None and rs2 == 0:
+            self.put(x86.compare_zero(left, left))
+        elif left is not None or rs1 == 0 or (right is None and rs2 != 0):
+            self.alu(Alu.CMP, self.source(rs1, RAX), rs2)
+        elif right is not None:
+            self.put(x86.memory(b"\x39", right, STATE, slot(rs1)))
+        else:
+            self.put(x86.alu_memory_imm(Alu.CMP, STATE, slot(rs1), 0))
+
+    # --- memory ------------------------------------------------------------------------------------------------------
+    def host_address(self, table_at: int, decoded: Decoded, size: int, kind: Kind) -> Site:
+        """RAX becomes the host's address of what a load or store accesses; where the TLB does not know, the site."""
+        base = HOST.get(decoded.rs1)
+        if base is None:
+            self.move(RAX, decoded.rs1)
+            if decoded.imm:
+                self.put(x86.alu_imm(Alu.ADD, RAX, decoded.imm))
+        elif decoded.imm:
+            self.put(x86.lea(RAX, base, decoded.imm))
+        else:
+            self.put(x86.mov(RAX, base))
+        entry = table_at - RBP_OFFSET
+        self.put(
+            x86.mov(RCX, RAX, False),
+            x86.shift_imm(Shift.SHR, RCX, 8, False),
+            x86.alu_imm(Alu.AND, RCX, _INDEX_MASK, False),
+            x86.mov(RDX, RAX),
+            x86.alu_imm(Alu.AND, RDX, _PAGE_MASK | size - 1),
+            x86.indexed(b"\x3b", RDX, STATE, RCX, entry),  # CMP
+        )
+        slow = self.jump(x86.jcc(Cond.NE))
+        self.put(x86.indexed(b"\x03", RAX, STATE, RCX, entry + 8))  # ADD
+        number, site = self._site(kind, self.index, self.pc)
+        self._stubs.append(lambda: self._leave(slow, number, x86.mov_store(STATE, ADDRESS - RBP_OFFSET, RAX)))
+        return site
+
+    def resume(self, site: Site) -> None:
+        """Behind the instruction: here the site goes on."""
+        self.resumes.append((len(self.code), site))
+
+    # --- the ways out ------------------------------------------------------------------------------------------------
+    def _leave(self, at: int, number: int, *first: bytes) -> None:
+        """The stub for the jump at `at`: says which site it is and goes to the common exit."""
+        self.land(at)
+        self.put(*first, x86.mov_store_imm32(STATE, SITE - RBP_OFFSET, number))
+        self.to_exit.append(self.jump(x86.JMP))
+
+    def begin(self, count: int) -> None:
+        """The block's first instructions: its cost comes off the budget."""
+        self.put(x86.alu_imm(Alu.SUB, BUDGET_REGISTER, count))
+        at = self.jump(x86.jcc(Cond.S))
+        number, _ = self._site(Kind.BUDGET, 0, self.pc)
+        self._stubs.append(lambda: self._leave(at, number, x86.alu_imm(Alu.ADD, BUDGET_REGISTER, count)))
+
+    def call(self) -> Site:
+        """Python executes the instruction."""
+        number, site = self._site(Kind.CALL, self.index, self.pc)
+        self.put(x86.mov_store_imm32(STATE, SITE - RBP_OFFSET, number))
+        self.to_exit.append(self.jump(x86.JMP))
+        self.resume(site)
+        return site
+
+    def go(self, opcode: bytes, target: int, chained: bool) -> None:
+        """A jump to a guest address: straight to its block once that is known, or through the jump cache."""
+        at = self.jump(opcode)
+        if not chained:
+            self._stubs.append(lambda: self._look_up(at, target))
+            return
+        number, site = self._site(Kind.CHAIN, self.index, self.pc)
+        site.target = target
+        self.chains.append((at, site))
+        self._stubs.append(lambda: self._leave(at, number))
+
+    def _look_up(self, at: int, target: int) -> None:
+        self.land(at)
+        self.put(x86.mov_imm(RAX, target))
+        self.to_dispatch.append(self.jump(x86.JMP))
+
+    def dispatch(self) -> None:
+        """Goes to the guest address in RAX, through the jump cache."""
+        entry = self.tables.jumps_at - RBP_OFFSET
+        self.put(
+            x86.mov(RCX, RAX, False),
+            x86.shift_imm(Shift.SHL, RCX, 3, False),
+            x86.alu_imm(Alu.AND, RCX, _INDEX_MASK, False),
+            x86.indexed(b"\x3b", RAX, STATE, RCX, entry),  # CMP
+        )
+        self.to_miss.append(self.jump(x86.jcc(Cond.NE)))
+        self.put(x86.jmp_indexed(STATE, RCX, entry + 8))
+
+    def miss(self, number: int) -> None:
+        """What is behind a look-up in vain."""
+        self.put(
+            x86.mov_store(STATE, TARGET - RBP_OFFSET, RAX),
+            x86.mov_store_imm32(STATE, SITE - RBP_OFFSET, number),
+        )
+        self.to_exit.append(self.jump(x86.JMP))
+
+    def finish(self) -> None:
+        """The stubs, behind the block."""
+        for stub in self._stubs:
+            stub()

@@ -1,0 +1,151 @@
+"""A hart that executes translated code, and Python where translated code stops."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import cast
+
+from minivmm.emulator.code import Block
+from minivmm.emulator.hart import Hart
+from minivmm.emulator.physical import PAGE_SHIFT, AddressSpace
+from minivmm.emulator.translator.code import TranslatedBlock, TranslatedCode
+from minivmm.emulator.translator.mmu import TranslatingMmu, TranslatingRegime
+from minivmm.emulator.translator.sites import Kind, Site
+from minivmm.emulator.translator.state import State
+from minivmm.emulator.traps import CodeChanged, Trap
+from minivmm.outcome import EndOfRun
+
+_M64 = (1 << 64) - 1
+_SIZE = {"b": 1, "h": 2, "w": 4, "d": 8}
+
+
+class TranslatingHart(Hart):
+    """Hart 0, by dynamic translation. Raises HostError when the host gives no executable memory."""
+
+    def __init__(self, space: AddressSpace, lines: Callable[[], int], time_: Callable[[], int]) -> None:
+        super().__init__(space, lines, time_)
+        self.state = State()
+        self.x = cast("list[int]", self.state.x)
+        self.translating = 0.0
+        """Seconds spent making blocks."""
+        self.exits = 0
+        """How often translated code was left."""
+        self.mmu = TranslatingMmu(space, self.state)
+        self.code = self.mmu.code = TranslatedCode(self, space, self.state)
+        self._ram = space.ram.host_address
+        self.rules_changed()
+
+    def execute(self, count: int) -> None:
+        """As Hart.execute."""
+        self._goal += count - self._left
+        self._left = count
+        pc = self.pc
+        while self._left > 0:
+            block = self._find(pc)
+            pc = self._run(block) if type(block) is TranslatedBlock else self._interpret(cast(Block, block))
+        self.pc = pc
+
+    def _find(self, pc: int) -> Block | TranslatedBlock:
+        block = self.regime.blocks.get(pc)
+        if block is None:
+            started = time.perf_counter()
+            block = self.code.find(self.regime, pc)
+            self.translating += time.perf_counter() - started
+        return cast("Block | TranslatedBlock", block)
+
+    def _interpret(self, block: Block) -> int:
+        """A block of one instruction that is not translated. Returns where to go on."""
+        pc = block.addresses[0]
+        try:
+            for operation in block.operations:
+                pc = operation()  # type: ignore[assignment]
+        except Trap as trap:
+            self.trap(block.addresses[0], trap.cause, trap.tval)
+            return self.pc
+        except CodeChanged:
+            pc = block.end
+        except EndOfRun:
+            self._left -= 1
+            self.pc = block.addresses[0]
+            raise
+        self._left -= block.count
+        return pc
+
+    # Cost: about 3 us each time translated code is left.
+    def _run(self, block: TranslatedBlock) -> int:
+        """Executes translated code from a block on; returns where to go on when that is for others to say."""
+        code, state = cast(TranslatedCode, self.code), self.state
+        enter, sites, budget, number = code.enter, code.sites, state.budget, state.site
+        regime = cast(TranslatingRegime, self.regime)
+        if self._left < block.count:  # more than was asked for, rather than nothing
+            self._goal += block.count - self._left
+            self._left = block.count
+        budget[0] = self._left
+        address = block.entry
+        while True:
+            enter(state.address, address)
+            self.exits += 1
+            site = sites[number[0]]
+            self._left = budget[0]
+            if site is None or site.kind is Kind.CHAIN:
+                pc = state.target[0] if site is None else site.target
+                filled = code.filled
+                following = self._find(pc)
+                if type(following) is not TranslatedBlock:
+                    return pc
+                if site is None:
+                    regime.tables.enter_jump(pc, following.entry)
+                elif code.filled == filled:
+                    code.chain(site, following)
+                address = following.entry
+            elif site.kind is Kind.BUDGET:
+                if self._left > 0:
+                    self.attend()
+                return site.pc
+            else:
+                self._left += site.block.count  # as at the block's start, like the interpreter's
+                try:
+                    self._slow(site, regime)
+                except Trap as trap:
+                    self._left -= site.index
+                    self.trap(site.pc, trap.cause, trap.tval)
+                    return self.pc
+                except CodeChanged:
+                    self._left -= site.index + 1
+                    return site.following
+                except EndOfRun:
+                    self._left -= site.index + 1
+                    self.pc = site.pc
+                    raise
+                budget[0] = self._left - site.block.count
+                address = site.resume
+
+    def _slow(self, site: Site, regime: TranslatingRegime) -> None:
+        """Does what translated code could not. Raises Trap, CodeChanged, EndOfRun."""
+        if site.kind is Kind.CALL:
+            site.operation()  # type: ignore[misc]
+            return
+        address, name = self.state.fault[0], site.name
+        size = _SIZE[name[1]]
+        tables = regime.tables
+        if site.kind is Kind.LOAD:
+            value = self.mmu.load(regime, address, size)
+            if site.register:
+                if len(name) == 2:  # no u: sign-extended
+                    sign = 1 << 8 * size - 1
+                    value = (value ^ sign) - sign & _M64
+                self.x[site.register] = value
+            delta = regime.read.get(address >> PAGE_SHIFT)
+            if delta is not None:
+                tables.enter(tables.read_at, address, self._ram + delta)
+        else:
+            self.mmu.store(regime, address, size, self.x[site.register])
+            delta = regime.write.get(address >> PAGE_SHIFT)
+            if delta is not None:
+                tables.enter(tables.write_at, address, self._ram + delta)
+
+    def close(self) -> None:
+        """Gives back what the host gave."""
+        cast(TranslatedCode, self.code).close()
+        self.x = list(self.x)
