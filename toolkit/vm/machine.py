@@ -85,13 +85,16 @@ class Machine:
             self._provider().press_power_button(self.directory)
         deadline = time.monotonic() + timeout
         while (status := self.status()).state.is_up:
-            if time.monotonic() >= deadline or status.state is not State.RUNNING:
-                cause = "no operating system in it has heard the power button (ACPI)"
-                if status.state is not State.RUNNING:
-                    cause = f"it is {status.state.value} now"
+            if status.state not in (State.RUNNING, State.SILENT):  # silent: its process is closing what it has open
+                raise Unfinished(
+                    f"machine {self.name!r} does not power off",
+                    cause=f"it is {status.state.value} now",
+                    remedy=REMEDIES[status.state].replace("{}", self.name),
+                )
+            if time.monotonic() >= deadline:
                 raise Unfinished(
                     f"machine {self.name!r} has not powered off within {timeout:g} s",
-                    cause=cause,
+                    cause=status.detail or "no operating system in it has heard the power button (ACPI)",
                     remedy=f"vtk vm kill {self.name}",
                 )
             time.sleep(POLL_PERIOD)

@@ -17,11 +17,12 @@ from minivmm.errors import ImageError, VtkError
 from tests.toolkit.vm.conftest import MakeMachine
 from toolkit.qemu.errors import QemuError
 from toolkit.vm import presence
-from toolkit.vm.directory import Machines
+from toolkit.vm.directory import MachineDirectory, Machines
 from toolkit.vm.errors import MachineBusy, Unfinished, WrongState
 from toolkit.vm.machine import Machine, everyone
 from toolkit.vm.making import Parts
-from toolkit.vm.provider import MIB, State
+from toolkit.vm.provider import MIB, State, Status
+from toolkit.vm.qemu import QemuProvider
 from toolkit.vm.waiting import wait
 
 pytestmark = pytest.mark.qemu
@@ -133,6 +134,31 @@ def test_a_guest_that_panics_is_told_with_its_last_words(make: MakeMachine) -> N
     with pytest.raises(Unfinished, match="is panicked: no console:never can come"):
         wait(machine, "console:never", 30.0)
     machine.kill()
+
+
+def test_a_process_that_is_silent_while_it_closes_has_still_stopped(
+    make: MakeMachine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine = make()
+    machine.start()
+    pid = machine.status().pid
+    assert pid is not None
+    press, status = QemuProvider.press_power_button, QemuProvider.status
+
+    def press_and_hang(provider: QemuProvider, directory: MachineDirectory) -> None:
+        press(provider, directory)
+        os.kill(pid, signal.SIGSTOP)
+
+    def end_once_silent(provider: QemuProvider, directory: MachineDirectory) -> Status:
+        found = status(provider, directory)
+        if found.state is State.SILENT:
+            os.kill(pid, signal.SIGKILL)
+        return found
+
+    monkeypatch.setattr(QemuProvider, "press_power_button", press_and_hang)
+    monkeypatch.setattr(QemuProvider, "status", end_once_silent)
+    machine.stop(60.0)
+    assert not machine.status().state.is_up
 
 
 def test_a_guest_deaf_to_the_power_button_is_left_running(make: MakeMachine) -> None:
