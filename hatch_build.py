@@ -20,8 +20,11 @@ class GuestImages(BuildHookInterface[Any]):
         sys.path.insert(0, self.root)
         try:
             from guest_os.build import build
+            from guest_os.hosted import PROGRAMS, linux_program
 
             for path in build().values():
                 build_data["force_include"][str(path)] = f"guest_os/images/{path.name}"
+            for name in PROGRAMS:
+                build_data["force_include"][str(linux_program(name))] = f"guest_os/images/linux/{name}"
         finally:
             sys.path.remove(self.root)

@@ -29,10 +29,11 @@ SHORTENED = {
     "vtk bench": "vtk bench exit-loop --rounds 1",
     "vtk bench life-cycle": "vtk bench life-cycle --cycles 20",
 }
-# What a test must not do to the machine it runs on, or does elsewhere: tests/project tries the make targets.
+# What a test must not do to the machine it runs on, or does elsewhere: tests/project tries the make targets,
+# tests/toolkit/compare/linux boots Linux.
 NOT_HERE = re.compile(
     r"^(make\b|sudo\b|ansible-playbook\b|vagrant\b|VTK_LAB_MACHINES=|git clone\b|cd\b|pip install\b"
-    r"|python3? -m (venv|tests\.svm)\b)"
+    r"|python3? -m (venv|tests\.svm)\b|vtk compare --linux\b)"
 )
 
 # Exit statuses that are the point of the command.

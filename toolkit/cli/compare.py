@@ -18,14 +18,18 @@ from typing import TYPE_CHECKING
 
 import click
 
-from toolkit.building import announce_build
+from toolkit.building import announce_build, announce_linux_programs
 from toolkit.cli import ExitStatus
+from toolkit.compare.linux.works import TABLES
 from toolkit.compare.techniques import TECHNIQUES
 from toolkit.compare.workloads import WORKLOADS
 
 if TYPE_CHECKING:
+    from rich.console import RenderableType
+
     from toolkit.compare.cell import Settings
     from toolkit.compare.results import Report, Result
+    from toolkit.host import Host
 
 STDOUT = "-"
 DISK_SIZE = 64 << 20
@@ -42,6 +46,8 @@ Examples:
   vtk compare --technique native --technique hvm --workload syscall
   vtk compare --quick --technique paravirt --workload ptemod --workload ptebatch --exits
   vtk compare --json results.json --html report.html
+  vtk compare --linux --quick --html hardware.html
+  vtk compare --linux --table disk --table net
 
 \b
 Exit status: 0 all that can run here was measured; 1 a cell failed; 2 wrong usage;
@@ -118,6 +124,14 @@ def _destination(undo: contextlib.ExitStack, path: str | None, option: str) -> D
     type=click.Choice([workload.name for workload in WORKLOADS]),
     help="Only this workload; may be repeated.",
 )
+@click.option("--linux", "hardware", is_flag=True, help="Compare virtual hardware under one Linux instead.")
+@click.option(
+    "--table",
+    "tables",
+    multiple=True,
+    type=click.Choice([table.name for table in TABLES]),
+    help="With --linux: only this table; may be repeated.",
+)
 @click.option("--samples", type=click.IntRange(1, 10_000), help="Samples of each cell.")
 @click.option("--exits", "by_reason", is_flag=True, help="Print exits by reason too, a domain's hypercalls by name.")
 @click.option("--json", "json_file", metavar="FILE", help="Write the results as JSON; - is stdout.")
@@ -128,6 +142,8 @@ def compare(
     quick: bool,
     techniques: Sequence[str],
     workloads: Sequence[str],
+    hardware: bool,
+    tables: Sequence[str],
     samples: int | None,
     by_reason: bool,
     json_file: str | None,
@@ -137,44 +153,108 @@ def compare(
 
     Prints a table: the time of one operation, how many times native's that is, how far the samples spread, and the
     exits from the guest where they are counted. What cannot run here is in the table too, with the reason.
+
+    With --linux, measure emulated against paravirtual hardware: the same Linux does the same work in QEMU, and only the
+    disk, the network card, the console, the clock or the machine changes. At last, several machines at once against
+    containers and processes.
     """
-    from toolkit.compare.cell import QUICK, Settings
     from toolkit.compare.results import to_json
 
     if json_file == html_file == STDOUT:
         raise click.UsageError("--json and --html cannot both go to the standard output")
-    settings = QUICK if quick else Settings()
-    if samples is not None:
-        settings = replace(settings, samples=samples)
+    if hardware and (techniques or workloads or by_reason):
+        raise click.UsageError("--technique, --workload and --exits do not go with --linux; --table does")
+    if tables and not hardware:
+        raise click.UsageError("--table goes with --linux")
     with contextlib.ExitStack() as undo:
         json_to = _destination(undo, json_file, "--json")
         html_to = _destination(undo, html_file, "--html")
-        report, status = _measure(settings, quick, techniques, workloads)
+        if hardware:
+            report, status = _measure_hardware(quick, tables, samples)
+        else:
+            report, status = _measure_techniques(quick, techniques, workloads, samples)
         if json_to is not None:
             json_to.write(to_json(report))
         if html_to is not None:
-            from toolkit.compare.html import page
-
-            html_to.write(page(report))
-    _print(report, by_reason, to_stderr=STDOUT in (json_file, html_file))
+            html_to.write(_page(report, hardware))
+    _print(_rendered(report, hardware, by_reason), to_stderr=STDOUT in (json_file, html_file))
     context.exit(status)
 
 
-def _measure(
-    settings: Settings, quick: bool, techniques: Sequence[str], workloads: Sequence[str]
+def _page(report: Report, hardware: bool) -> str:
+    """The report as HTML."""
+    if hardware:
+        from toolkit.compare.linux.html import page as hardware_page
+
+        return hardware_page(report)
+    from toolkit.compare.html import page
+
+    return page(report)
+
+
+def _rendered(report: Report, hardware: bool, by_reason: bool) -> Iterator[RenderableType]:
+    """The report for the terminal."""
+    if hardware:
+        from toolkit.compare.linux.report import render as render_hardware
+
+        return render_hardware(report)
+    from toolkit.compare.report import render
+
+    return render(report, by_reason=by_reason)
+
+
+def _measure_techniques(
+    quick: bool, techniques: Sequence[str], workloads: Sequence[str], samples: int | None
 ) -> tuple[Report, int]:
-    """Runs the comparison, to its end or until interrupted; what was found, and the exit status."""
+    """The comparison of techniques."""
+    from toolkit.compare.cell import QUICK, Settings
+
+    settings = QUICK if quick else Settings()
+    if samples is not None:
+        settings = replace(settings, samples=samples)
+    disk = f"{_disk_size(quick) >> 20} MiB, a raw file opened read-only, through the host's page cache everywhere"
+    about = {"guest_memory": f"{GUEST_MEMORY >> 20} MiB", "disk": disk}
+    return _measure(
+        lambda _host, results: _compare(settings, quick, techniques, workloads, results), settings, quick, about
+    )
+
+
+def _measure_hardware(quick: bool, tables: Sequence[str], samples: int | None) -> tuple[Report, int]:
+    """The comparison of virtual hardware under Linux."""
+    from toolkit.compare.linux import devices, machine, runner
+
+    settings = runner.QUICK if quick else runner.FULL
+    if samples is not None:
+        settings = replace(settings, cell=replace(settings.cell, samples=samples))
+    chosen = [table.name for table in TABLES if not tables or table.name in tables]
+    about = {
+        "guest_memory": f"{machine.MEMORY >> 20} MiB",
+        "disk": f"{devices.DISK_SIZE >> 20} MiB each, raw files through the host's page cache, O_DIRECT in the guest",
+    }
+
+    def work(host: Host, results: list[Result]) -> None:
+        announce_linux_programs()
+        with _progress() as progress:
+            runner.compare(chosen, settings, host, results, progress)
+
+    return _measure(work, settings.cell, quick, about)
+
+
+def _measure(
+    work: Callable[[Host, list[Result]], None], settings: Settings, quick: bool, about: dict[str, str]
+) -> tuple[Report, int]:
+    """Runs a comparison, to its end or until interrupted; what was found, and the exit status."""
     from toolkit.compare.results import Report
     from toolkit.host import gather
 
     started, began = time.monotonic(), datetime.now(UTC)
     load = round(os.getloadavg()[0], 2)  # what else this host is doing, before we add to it
-    host = gather().summary()
+    host = gather()
     results: list[Result] = []
     interruption: KeyboardInterrupt | None = None
     try:
         with _sigterm_interrupts():
-            _compare(settings, quick, techniques, workloads, results)
+            work(host, results)
     except KeyboardInterrupt as error:
         interruption = error
     run = {
@@ -184,11 +264,10 @@ def _measure(
         "quick": quick,
         "samples": settings.samples,
         "target_ms": round(settings.target * 1000),
-        "guest_memory": f"{GUEST_MEMORY >> 20} MiB",
-        "disk": f"{_disk_size(quick) >> 20} MiB, a raw file opened read-only, through the host's page cache everywhere",
+        **about,
         "interrupted": interruption is not None,
     }
-    return Report(host, run, tuple(results)), _exit_status(results, interruption)
+    return Report(host.summary(), run, tuple(results)), _exit_status(results, interruption)
 
 
 def _compare(
@@ -260,13 +339,11 @@ def _progress() -> Iterator[Callable[[int, int, str], None]]:
         yield show
 
 
-def _print(report: Report, by_reason: bool, to_stderr: bool) -> None:
+def _print(parts: Iterator[RenderableType], to_stderr: bool) -> None:
     from rich.console import Console
-
-    from toolkit.compare.report import render
 
     console = Console(stderr=to_stderr, highlight=False)
     if not console.is_terminal and "COLUMNS" not in os.environ:
         console.width = PLAIN_WIDTH
-    for part in render(report, by_reason=by_reason):
+    for part in parts:
         console.print(part)

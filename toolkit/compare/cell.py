@@ -101,11 +101,19 @@ class Contestant:
 
 
 class Cell:
-    """One workload under one technique while it is being measured."""
+    """One workload under one technique while it is being measured.
 
-    def __init__(self, contestant: Contestant, workload: str, settings: Settings) -> None:
+    `technique` and `label` are what the result calls them, where one session serves several techniques and its
+    workloads have longer names.
+    """
+
+    def __init__(
+        self, contestant: Contestant, workload: str, settings: Settings, *, technique: str = "", label: str = ""
+    ) -> None:
         self.contestant = contestant
         self.workload = workload
+        self.technique = technique or contestant.name
+        self.label = label or workload
         self.failure: Result | None = None
         self.checksum: str | None = None
         self.samples: list[float] = []  # ns an operation
@@ -181,7 +189,7 @@ class Cell:
 
     def fail(self, status: Status, reason: str, remedy: str = "") -> None:
         """Ends the cell without a figure."""
-        self.failure = Result(self.contestant.name, self.workload, status, reason=reason, remedy=remedy)
+        self.failure = Result(self.technique, self.label, status, reason=reason, remedy=remedy)
 
     def result(self) -> Result | None:
         """The cell as it stands; None before its first sample."""
@@ -189,8 +197,8 @@ class Cell:
             return self.failure
         middle = estimate(self.samples)
         return Result(
-            self.contestant.name,
-            self.workload,
+            self.technique,
+            self.label,
             Status.OK,
             median=middle.median,
             mad=middle.mad,

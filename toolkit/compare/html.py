@@ -6,6 +6,7 @@ the data.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from html import escape
 
 from toolkit.compare import charts, quantity
@@ -61,23 +62,33 @@ SERIES = 8  # colours in STYLE
 
 def page(report: Report) -> str:
     """The whole file."""
-    data = to_json(report).replace("<", "\\u003c")  # inside strings only, where JSON allows it; no `</script>` is left
     parts = [
-        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n',
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n',
-        "<title>vtk compare: virtualization techniques on the same work</title>\n",
-        f"<style>{STYLE}</style>\n</head>\n<body>\n<main>\n",
         _head(report),
         _charts(report),
         _table(report),
         _exits(report),
-        _notes(report),
-        _facts("The host", report.host),
-        _facts("The run", report.run),
-        f'<script type="application/json" id="results">\n{data}</script>\n',
-        "</main>\n</body>\n</html>\n",
+        notes_list(Notes(report)),
     ]
-    return "".join(parts)
+    return document("vtk compare: virtualization techniques on the same work", parts, report)
+
+
+def document(title: str, parts: Iterable[str], report: Report) -> str:
+    """A file of `parts`, then the host, the run, and the results as data."""
+    data = to_json(report).replace("<", "\\u003c")  # inside strings only, where JSON allows it; no `</script>` is left
+    series = "".join(f".s{number} {{ fill: var(--s{number}); }}" for number in range(SERIES))
+    return "".join(
+        [
+            '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n',
+            '<meta name="viewport" content="width=device-width, initial-scale=1">\n',
+            f"<title>{escape(title)}</title>\n",
+            f"<style>{STYLE}{series}</style>\n</head>\n<body>\n<main>\n",
+            *parts,
+            _facts("The host", report.host),
+            _facts("The run", report.run),
+            f'<script type="application/json" id="results">\n{data}</script>\n',
+            "</main>\n</body>\n</html>\n",
+        ]
+    )
 
 
 def _head(report: Report) -> str:
@@ -91,9 +102,15 @@ def _head(report: Report) -> str:
 
 
 def _legend(techniques: list[tuple[int, str]]) -> str:
+    summaries = {technique: BY_NAME[technique].summary for _, technique in techniques if technique in BY_NAME}
+    return legend(techniques, summaries)
+
+
+def legend(series_of: Iterable[tuple[int, str]], summaries: Mapping[str, str]) -> str:
+    """Which colour is what, with a line on each."""
     items = []
-    for series, technique in techniques:
-        summary = BY_NAME[technique].summary if technique in BY_NAME else ""
+    for series, technique in series_of:
+        summary = summaries.get(technique, "")
         text = f"<strong>{escape(technique)}</strong> <span class='dim'>{escape(summary)}</span>"
         items.append(f'<li><span class="swatch" style="background: var(--s{series})"></span>{text}</li>')
     return f'<ul class="legend">{"".join(items)}</ul>\n'
@@ -110,8 +127,7 @@ def _charts(report: Report) -> str:
             compared.append(charts.Group(workload, literature, _ratios(report, reference, rest)))
         else:
             alone.append(charts.Group(workload, literature, _times(report, workload, rest)))
-    style = "".join(f".s{number} {{ fill: var(--s{number}); }}" for number in range(SERIES))
-    parts = [f"<style>{style}</style>\n"]
+    parts = []
     ratios = charts.bar_chart(
         "chart-ratios",
         "Time of one operation as a multiple of native, logarithmic",
@@ -145,7 +161,7 @@ def _ratios(report: Report, reference: Result, series: list[tuple[int, str]]) ->
         base = reference.estimate
         compared = ratio(measured, base) if measured is not None and base is not None else None
         if measured is None or compared is None:
-            bars.append(_absent(number, technique, result))
+            bars.append(absent(number, technique, result))
             continue
         value = quantity.times(compared.median)
         label = f"{value} {quantity.spread(compared.spread)}"
@@ -161,7 +177,7 @@ def _times(report: Report, workload: str, series: list[tuple[int, str]]) -> list
         result = report.find(technique, workload)
         measured = result.estimate if result is not None else None
         if measured is None:
-            bars.append(_absent(number, technique, result))
+            bars.append(absent(number, technique, result))
             continue
         value = quantity.time(measured.median)
         label = f"{value} {quantity.spread(measured.spread)}"
@@ -170,7 +186,8 @@ def _times(report: Report, workload: str, series: list[tuple[int, str]]) -> list
     return bars
 
 
-def _absent(number: int, technique: str, result: Result | None) -> charts.Bar:
+def absent(number: int, technique: str, result: Result | None) -> charts.Bar:
+    """The place of a bar that there is none for."""
     status = result.status.value if result is not None else "not measured"
     return charts.Bar(number, None, 0.0, 0.0, f"{technique}: {status}", "")
 
@@ -222,9 +239,10 @@ def _exits(report: Report) -> str:
     )
 
 
-def _notes(report: Report) -> str:
+def notes_list(notes: Notes) -> str:
+    """Why cells have no figure, as the notes of a table."""
     items = []
-    for number, status, cells, reason, remedy in Notes(report):
+    for number, status, cells, reason, remedy in notes:
         style = "failed" if status is Status.FAILED else "unsupported"
         mend = f" Try: <code>{escape(remedy)}</code>" if remedy else ""
         items.append(

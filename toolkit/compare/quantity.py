@@ -5,6 +5,7 @@ from __future__ import annotations
 from math import floor, log10
 
 TIME_UNITS = (("ns", 1.0), ("µs", 1e3), ("ms", 1e6), ("s", 1e9))
+SIZE_UNITS = (("B", 1), ("KiB", 1 << 10), ("MiB", 1 << 20), ("GiB", 1 << 30))
 
 
 def digits(value: float) -> str:
@@ -23,6 +24,15 @@ def time(ns: float) -> str:
         if ns >= 0.9995 * scale:  # what rounds to 1.00 of it
             name, size = candidate, scale
     return f"{digits(ns / size)} {name}"
+
+
+def size(bytes_: float) -> str:
+    """Bytes in the largest binary unit that leaves at least 1: 512 B, 1.50 KiB, 41.2 MiB."""
+    name, unit = SIZE_UNITS[0]
+    for candidate, scale in SIZE_UNITS:
+        if bytes_ >= 0.9995 * scale:
+            name, unit = candidate, scale
+    return f"{digits(bytes_ / unit)} {name}"
 
 
 def round_time(ns: float) -> str:

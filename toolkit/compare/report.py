@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from toolkit.compare import quantity
@@ -23,9 +23,10 @@ STYLES = {Status.OK: "", Status.UNSUPPORTED: "dim", Status.FAILED: "bold red"}
 
 
 class Notes:
-    """Reasons under the table, each numbered once however many cells it explains."""
+    """Reasons under the table, each numbered once however many cells it explains; `say` names those cells."""
 
-    def __init__(self, report: Report) -> None:
+    def __init__(self, report: Report, say: Callable[[Sequence[Result]], str] | None = None) -> None:
+        self._say = say or concerned
         self._cells: dict[tuple[Status, str, str], list[Result]] = {}
         for result in report.results:
             if result.status is not Status.OK:
@@ -39,7 +40,7 @@ class Notes:
     def __iter__(self) -> Iterator[tuple[int, Status, str, str, str]]:
         """Number, status, the cells concerned, reason, remedy."""
         for (status, reason, remedy), results in self._cells.items():
-            yield self._numbers[status, reason, remedy], status, concerned(results), reason, remedy
+            yield self._numbers[status, reason, remedy], status, self._say(results), reason, remedy
 
 
 def concerned(results: Iterable[Result]) -> str:
@@ -176,11 +177,18 @@ def render(report: Report, *, by_reason: bool = False) -> Iterator[RenderableTyp
         yield table(report)
     if by_reason:
         yield exits_table(report)
-    for number, status, cells, reason, remedy in Notes(report):
+    yield from notes_lines(Notes(report))
+    for line in footer(report):
+        yield Text(line, style="dim")
+
+
+def notes_lines(notes: Notes) -> Iterator[Text]:
+    """The notes as they are printed."""
+    from rich.text import Text
+
+    for number, status, cells, reason, remedy in notes:
         note = Text(f"[{number}] ", style=STYLES[status]).append(f"{status.value}: {cells}: ", style="not bold")
         note.append(reason, style="not bold")
         if remedy:
             note.append(f"\n    try: {remedy}", style="not bold not dim")
         yield note
-    for line in footer(report):
-        yield Text(line, style="dim")

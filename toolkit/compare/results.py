@@ -100,21 +100,27 @@ def to_json(report: Report) -> str:
     return f'{head[:-2]},\n  "results": [\n{rows}\n  ]\n}}\n'
 
 
-def from_json(text: str) -> Report:
-    """The report in `text`. Raises ResultsError for anything that is not one."""
+def read_document(text: str, schema_document: dict[str, Any]) -> dict[str, Any]:
+    """The JSON document in `text`, found to be as the schema says. Raises ResultsError."""
     import jsonschema
 
     try:
-        document = json.loads(text)
+        document: dict[str, Any] = json.loads(text)
     except ValueError as error:
         raise ResultsError("this is not JSON", cause=str(error)) from error
     try:
-        jsonschema.validate(document, schema())
+        jsonschema.validate(document, schema_document)
     except jsonschema.ValidationError as error:
         where = "/".join(str(part) for part in error.absolute_path) or "the document"
         raise ResultsError(
             "this is JSON, but not the results of a comparison", cause=f"{where}: {error.message}"
         ) from error
+    return document
+
+
+def from_json(text: str) -> Report:
+    """The report in `text`. Raises ResultsError for anything that is not one."""
+    document = read_document(text, schema())
     results = (
         Result(**{**row, "status": Status(row["status"]), "samples": tuple(row["samples"])})
         for row in document["results"]

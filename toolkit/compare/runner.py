@@ -50,23 +50,34 @@ class Comparison:
 
     def _compare(self, workload: str, done: int) -> None:
         cells = [Cell(contestant, workload, self._settings) for contestant in self._contestants]
+
+        def tell(cell: Cell) -> None:
+            nonlocal done
+            self._progress(done, self._total, f"{workload} under {cell.technique}")
+            done += 1
+
         try:
-            for turn in range(self._rounds):
-                for cell in cells:
-                    self._progress(done, self._total, f"{workload} under {cell.contestant.name}")
-                    if turn == 0:
-                        cell.attempt(Cell.calibrate)
-                    elif cell.unfinished:
-                        cell.attempt(Cell.take_sample)
-                    done += 1
-            expose_wrong_checksums(cells)
+            take_turns(cells, self._rounds, tell)
         finally:
             self._results += filter(None, (cell.result() for cell in cells))
 
 
+def take_turns(cells: Sequence[Cell], rounds: int, tell: Callable[[Cell], None]) -> None:
+    """Calibrates every cell, then takes a sample of each a round, and compares what they computed. `tell` comes before
+    each step."""
+    for turn in range(rounds):
+        for cell in cells:
+            tell(cell)
+            if turn == 0:
+                cell.attempt(Cell.calibrate)
+            elif cell.unfinished:
+                cell.attempt(Cell.take_sample)
+    expose_wrong_checksums(cells)
+
+
 def expose_wrong_checksums(cells: Sequence[Cell]) -> None:
     """Fails the cells that computed something else than the reference, or than most where the reference did not run."""
-    sums = {cell.contestant.name: cell.checksum for cell in cells if cell.samples and cell.failure is None}
+    sums = {cell.technique: cell.checksum for cell in cells if cell.samples and cell.failure is None}
     if not sums:
         return
     if REFERENCE in sums:
@@ -75,5 +86,5 @@ def expose_wrong_checksums(cells: Sequence[Cell]) -> None:
         expected, _ = Counter(sums.values()).most_common(1)[0]  # the first, where none is in the majority
         holders = ", ".join(name for name, checksum in sums.items() if checksum == expected)
     for cell in cells:
-        if cell.contestant.name in sums and cell.checksum != expected:
+        if cell.technique in sums and cell.checksum != expected:
             cell.fail(Status.FAILED, f"wrong checksum: {cell.checksum}, where {holders} computed {expected}")

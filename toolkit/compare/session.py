@@ -160,6 +160,11 @@ class ProcessSession:
         self._poll = select.poll()
         self._poll.register(self._stdout, select.POLLIN)
 
+    @property
+    def pid(self) -> int:
+        """The process."""
+        return self._process.pid
+
     def send_line(self, line: str) -> None:
         """See Session."""
         try:

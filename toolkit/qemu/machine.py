@@ -17,6 +17,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Coroutine, Sequence
+from concurrent.futures import wait
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
@@ -37,7 +38,7 @@ from toolkit.qemu.console import SerialLine
 from toolkit.qemu.ending import Ending, complaints, ending
 from toolkit.qemu.errors import QemuError, QemuMissing
 from toolkit.qemu.find import find_qemu
-from toolkit.qemu.microvm import Accelerator, DiskLike, Microvm
+from toolkit.qemu.microvm import Accelerator, DiskLike, Microvm, Shape
 from toolkit.qemu.process import QemuProcess
 
 CONNECT_TIMEOUT = 20.0  # seconds for QEMU to answer on QMP; 0.06 on an idle machine
@@ -72,10 +73,23 @@ class QemuMachine:
         comes out of `wait`. `paused=False` lets the guest run before QMP answers: sooner, but a reset and a panic
         may go unexplained.
         """
-        self.config = Microvm(
+        shape = Microvm(
             Path(image), accelerator, memory, cpus, cmdline, tuple(disks), virtio_console=virtio_console, rng=rng
         )
-        self.config.check()
+        self._prepare(shape, console, paused)
+
+    @classmethod
+    def shaped(
+        cls, shape: Shape, *, console: Callable[[bytes], None] | None = None, paused: bool = True
+    ) -> QemuMachine:
+        """A machine of another shape than a microvm, driven by the same verbs."""
+        machine = cls.__new__(cls)
+        machine._prepare(shape, console, paused)
+        return machine
+
+    def _prepare(self, shape: Shape, console: Callable[[bytes], None] | None, paused: bool) -> None:
+        shape.check()
+        self.config = shape
         self._paused = paused
         self._sink = console
         self._loop = asyncio.new_event_loop()
@@ -105,6 +119,11 @@ class QemuMachine:
         self.start(timeout)
         return self.wait()
 
+    @property
+    def pid(self) -> int | None:
+        """QEMU's process; None before `start`."""
+        return self._process.pid if self._process is not None else None
+
     def start(self, timeout: float = 60.0) -> None:
         """Starts QEMU and the guest, which may run for `timeout` seconds.
 
@@ -122,9 +141,12 @@ class QemuMachine:
             )
         self._thread = threading.Thread(target=self._run_loop, name="vtk-qemu", daemon=True)
         self._thread.start()
+        launch = asyncio.run_coroutine_threadsafe(self._launch(binary.path, timeout), self._loop)
         try:
-            self._call(self._launch(binary.path, timeout), None)
-        except BaseException:
+            launch.result()
+        except BaseException:  # Ctrl-C too, in the midst of it: its end is waited for, or asyncio would tell of it
+            self.stop()
+            wait([launch], CONNECT_TIMEOUT)
             self.close()
             raise
 
@@ -232,7 +254,7 @@ class QemuMachine:
             self._consoles, self._greeted = asyncio.Semaphore(0), asyncio.Event()
             self._began = time.monotonic()
             try:
-                self._process = QemuProcess(arguments, [qmp_theirs.fileno(), *ends])
+                self._process = QemuProcess(arguments, [qmp_theirs.fileno(), *ends, *self.config.inherited])
             except OSError as error:
                 qmp.close()
                 raise QemuError("QEMU cannot be started", str(error)) from error

@@ -49,6 +49,24 @@ class DiskLike(Protocol):
     def read_only(self) -> bool: ...
 
 
+class Shape(Protocol):
+    """What QemuMachine needs of a machine's description."""
+
+    @property
+    def accelerator(self) -> Accelerator: ...
+    @property
+    def virtio_console(self) -> bool: ...
+    @property
+    def inherited(self) -> Sequence[int]:
+        """Descriptors of ours, named on the command line, that QEMU is given."""
+
+    def check(self) -> None:
+        """Raises VtkError for what QEMU would refuse less clearly."""
+
+    def arguments(self, binary: str, *, qmp: int, serial: int, hvc: int | None, paused: bool) -> list[str]:
+        """The whole command line. `qmp`, `serial` and `hvc` are inherited descriptors of connected sockets."""
+
+
 @dataclass(frozen=True, slots=True)
 class Microvm:
     """What the machine is made of."""
@@ -68,6 +86,7 @@ class Microvm:
     rtc: bool = False
     cpu: str | None = None
     """QEMU's CPU model; None is `host` under KVM and `max` under TCG."""
+    inherited: Sequence[int] = ()
 
     def check(self) -> None:
         """Raises ImageError or ConfigError for what QEMU would refuse less clearly, or not at all."""
