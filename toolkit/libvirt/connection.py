@@ -135,7 +135,8 @@ def translated(uri: str, error: Any) -> VtkError:
         return LibvirtLost(
             f"libvirt at {uri} went away in the middle",
             cause=f"{words}; its machines go on without it",
-            remedy=f"{_restart(uri)}; then vtk vm list tells what became of it",
+            remedy=f"{_restart(uri)}; then vtk vm list tells what became of it, and vtk vm resume lets go on what "
+            "stands still",
         )
     remedy = ""
     if "ermission denied" in words:

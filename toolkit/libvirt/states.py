@@ -9,14 +9,14 @@ NO_STATE, RUNNING, BLOCKED, PAUSED, SHUTDOWN, SHUTOFF, CRASHED, PMSUSPENDED = ra
 
 REASONS = {
     PAUSED: {
-        2: "it is being migrated",
-        3: "it is being saved",
+        2: "it is being migrated, or that was cut off",
+        3: "it is being saved, or that was cut off",
         4: "it is being dumped",
         5: "its disk cannot be written: is the host's full?",
         6: "its watchdog fired",
         7: "it was restored from a snapshot",
         8: "it is shutting down",
-        9: "a snapshot is being taken",
+        9: "a snapshot is being taken, or that was cut off",
         10: "its guest panicked",
         12: "migration has not ended well",
         13: "its QEMU could not go on (postcopy)",

@@ -24,6 +24,7 @@ from toolkit.vm.provider import MIB, State
 pytestmark = pytest.mark.qemu
 
 
+@pytest.mark.slow
 def test_a_daemon_that_dies_loses_no_machine(mortal: Daemon, make: MakeMachine) -> None:
     machine = make("survivor", "halt", at=mortal)
     machine.start()
