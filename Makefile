@@ -3,7 +3,7 @@ PYTHON := .venv/bin/python
 PYTEST_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-quick test-slow test-svm test-svm-smoke test-lab lint bench build lock clean
+.PHONY: help setup test-packages demo test test-quick test-slow test-svm test-svm-smoke test-lab lint bench build lock clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -19,6 +19,9 @@ demo: setup ## the table: the same work by every technique this host can do, and
 
 test: setup lint ## lint, types and the whole test suite
 	$(PYTHON) -m pytest -m "not slow" $(PYTEST_ARGS)
+
+test-packages: ## install the programs of others that some tests compare with, and are skipped without
+	@scripts/test-packages
 
 test-quick: setup ## the tests that need neither QEMU nor minutes
 	$(PYTHON) -m pytest -q -m "not slow and not qemu" $(PYTEST_ARGS)

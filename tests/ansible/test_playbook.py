@@ -15,6 +15,7 @@ import pytest
 
 from toolkit.images.store import ImageStore
 from toolkit.pytest_plugin.linux import LinuxMachine, LinuxMachines
+from toolkit.vm.ssh_settings import host_of
 
 CHECKOUT = Path(__file__).parents[2]
 GIB = 1 << 30
@@ -67,14 +68,13 @@ def _from_guest(text: str) -> str:
 
 def play(vm: LinuxMachine, source: Path, variables: dict[str, Any], directory: Path) -> dict[str, int]:
     """Runs the playbook of `source` on the machine; the figures of Ansible's recap."""
-    config = vm.machine.config()
+    name = host_of(vm.machine).alias
+    known = directory / "ssh_config"
+    known.write_text(host_of(vm.machine).block())  # what `vtk vm ssh-config` prints
     host = {
-        "ansible_host": "127.0.0.1",
-        "ansible_port": config.ssh_port,
-        "ansible_user": config.user,
+        "ansible_host": name,
         "ansible_python_interpreter": "/usr/bin/python3",
-        "ansible_ssh_private_key_file": str(vm.machine.directory / "id_ed25519"),
-        "ansible_ssh_common_args": f"-F none -o UserKnownHostsFile={vm.machine.directory / 'known_hosts'}",
+        "ansible_ssh_common_args": f"-F {known}",
     }
     inventory = directory / "inventory.json"
     inventory.write_text(json.dumps({"lab": {"hosts": {"vm": host}}}))
