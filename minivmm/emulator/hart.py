@@ -40,6 +40,9 @@ _VECTORED = 1  # mtvec.MODE (3.1.7)
 class Hart:
     """Hart 0. `lines` are the interrupts the devices hold up, as bits of mip; `time` reads mtime."""
 
+    slice = 2000
+    """Instructions between two looks at what the world wants: about a millisecond."""
+
     def __init__(self, space: AddressSpace, lines: Callable[[], int], time: Callable[[], int]) -> None:
         self.space = space
         self.interrupt_lines = lines
@@ -53,11 +56,20 @@ class Hart:
         self.traps = 0
         """Exceptions and interrupts taken."""
         self._goal = self._left = 0
-        self.mmu = Mmu(space)
+        self.mmu = self._make_mmu()
         self.csrs = CsrFile(self)
-        self.code = self.mmu.code = CodeCache(self, space)
+        self.code = self.mmu.code = self._make_code()
         self.atomics = Atomics(self)
         self.rules_changed()
+
+    def _make_mmu(self) -> Mmu:
+        return Mmu(self.space)
+
+    def _make_code(self) -> CodeCache:
+        return CodeCache(self, self.space)
+
+    def close(self) -> None:
+        """Gives back what the host gave; it executes nothing any more."""
 
     # --- what instructions ask for -----------------------------------------------------------------------------------
     @property

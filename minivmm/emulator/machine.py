@@ -28,11 +28,11 @@ if TYPE_CHECKING:
     from minivmm.virtio.mmio import VirtioMmio
 
 CONSOLE_LIMIT = 1 << 20  # bytes of console output kept in the result
-SLICE = 2000  # instructions between two looks at what the world wants: about a millisecond
 IDLE_LOOK = 1.0  # seconds an idle hart waits at most before it looks again
 A0, A1 = 10, 11
 
 HOST, INSTRUCTIONS = "host", "instructions"
+INTERPRET, TRANSLATE = "interpret", "translate"
 
 
 class Figures(NamedTuple):
@@ -54,7 +54,8 @@ class RiscvMachine:
 
     memory: bytes of RAM. cmdline: /chosen/bootargs of the device tree, whose address is in a1. console: gets serial
     output as it comes, on the hart's thread. disks: virtio-blk devices, the first in the lowest slot. clock: "host", or
-    "instructions" for a time that advances with every instruction, so that a run repeats itself exactly.
+    "instructions" for a time that advances with every instruction, so that a run repeats itself exactly. accelerator:
+    "interpret", or "translate" for dynamic translation to x86-64 (emulator.translator).
 
     Everything is made here: raises ImageError, ConfigError, HostError. Use it as a context manager, or call close().
     """
@@ -70,9 +71,12 @@ class RiscvMachine:
         virtio_console: bool = False,
         rng: bool = False,
         clock: str = HOST,
+        accelerator: str = INTERPRET,
     ) -> None:
         if clock not in (HOST, INSTRUCTIONS):
             raise ConfigError(f"no such clock: {clock!r}", cause=f"known are {HOST} and {INSTRUCTIONS}")
+        if accelerator not in (INTERPRET, TRANSLATE):
+            raise ConfigError(f"no such accelerator: {accelerator!r}", cause=f"known are {INTERPRET} and {TRANSLATE}")
         self._release = contextlib.ExitStack()
         self._sink = console
         self._output = Tail(CONSOLE_LIMIT)
@@ -91,12 +95,20 @@ class RiscvMachine:
             self._release.callback(self.memory.close)
             self.space = AddressSpace(self.memory)
             self._release.callback(self.space.close)
-            self.hart = Hart(self.space, self._lines, self._time)
+            self.hart = self._make_hart(accelerator)
+            self._release.callback(self.hart.close)
             self._add_devices(clock, disks, virtio_console, rng)
             self._load(image, cmdline)
             undo.pop_all()
 
     # --- assembly ----------------------------------------------------------------------------------------------------
+    def _make_hart(self, accelerator: str) -> Hart:
+        if accelerator == INTERPRET:
+            return Hart(self.space, self._lines, self._time)
+        from minivmm.emulator.translator.hart import TranslatingHart
+
+        return TranslatingHart(self.space, self._lines, self._time)
+
     def _add_devices(self, clock: str, disks: Sequence[Disk], virtio_console: bool, rng: bool) -> None:
         hart, space = self.hart, self.space
         source = clint.HostClock() if clock == HOST else clint.InstructionClock(lambda: hart.retired)
@@ -279,7 +291,7 @@ class RiscvMachine:
         try:
             while not ended():
                 if hart.look_at_interrupts():
-                    hart.execute(SLICE)
+                    hart.execute(hart.slice)
                 else:
                     self._idle()
         except EndOfRun as end:

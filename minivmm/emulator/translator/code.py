@@ -34,7 +34,6 @@ if TYPE_CHECKING:
     from minivmm.emulator.translator.hart import TranslatingHart
     from minivmm.emulator.translator.mmu import TranslatingRegime
 
-BUFFER_SIZE = 32 << 20  # bytes; a block takes about 20 a guest instruction, 40 with its stubs
 BLOCK_ROOM = 64 << 10  # bytes: more than the longest block can need
 _M64 = (1 << 64) - 1
 _OFFSET_MASK = PAGE_SIZE - 1
@@ -57,7 +56,7 @@ class TranslatedBlock:
 class TranslatedCode(CodeCache):
     """Finds, makes and chains blocks for one hart."""
 
-    def __init__(self, hart: TranslatingHart, space: AddressSpace, state: State, size: int = BUFFER_SIZE) -> None:
+    def __init__(self, hart: TranslatingHart, space: AddressSpace, state: State, size: int) -> None:
         super().__init__(hart, space)
         self._state = state
         self.buffer = CodeBuffer(size)
@@ -120,6 +119,12 @@ class TranslatedCode(CodeCache):
         self.translated_bytes += len(emitter.code)
         return start
 
+    def find(self, regime: Regime, pc: int) -> Block:
+        """As CodeCache; also a TranslatedBlock."""
+        if self.buffer.room < BLOCK_ROOM:
+            self._forget_all()
+        return super().find(regime, pc)
+
     # --- making ------------------------------------------------------------------------------------------------------
     def _make(self, regime: Regime, pc: int, offset: int, limit: int) -> Block | TranslatedBlock:  # type: ignore[override]
         if limit == 1:
@@ -148,8 +153,6 @@ class TranslatedCode(CodeCache):
         return found
 
     def _translate(self, regime: TranslatingRegime, instructions: list[tuple[int, Decoded]]) -> TranslatedBlock:
-        if self.buffer.room < BLOCK_ROOM:
-            self._forget_all()
         first, (last, final) = instructions[0][0], instructions[-1]
         end = last + final.size & _M64
         block = TranslatedBlock(first, len(instructions), end)

@@ -6,8 +6,9 @@ import time
 from collections.abc import Callable
 from typing import cast
 
-from minivmm.emulator.code import Block
+from minivmm.emulator.code import Block, CodeCache
 from minivmm.emulator.hart import Hart
+from minivmm.emulator.mmu import Mmu
 from minivmm.emulator.physical import PAGE_SHIFT, AddressSpace
 from minivmm.emulator.translator.code import TranslatedBlock, TranslatedCode
 from minivmm.emulator.translator.mmu import TranslatingMmu, TranslatingRegime
@@ -23,18 +24,25 @@ _SIZE = {"b": 1, "h": 2, "w": 4, "d": 8}
 class TranslatingHart(Hart):
     """Hart 0, by dynamic translation. Raises HostError when the host gives no executable memory."""
 
+    slice = 1_000_000
+    buffer_size = 32 << 20
+    """Bytes for machine code: a guest instruction takes about 35 of them, with its stubs."""
+
     def __init__(self, space: AddressSpace, lines: Callable[[], int], time_: Callable[[], int]) -> None:
-        super().__init__(space, lines, time_)
         self.state = State()
-        self.x = cast("list[int]", self.state.x)
+        self._ram = space.ram.host_address
         self.translating = 0.0
         """Seconds spent making blocks."""
         self.exits = 0
         """How often translated code was left."""
-        self.mmu = TranslatingMmu(space, self.state)
-        self.code = self.mmu.code = TranslatedCode(self, space, self.state)
-        self._ram = space.ram.host_address
-        self.rules_changed()
+        super().__init__(space, lines, time_)
+        self.x = cast("list[int]", self.state.x)
+
+    def _make_mmu(self) -> Mmu:
+        return TranslatingMmu(self.space, self.state)
+
+    def _make_code(self) -> CodeCache:
+        return TranslatedCode(self, self.space, self.state, self.buffer_size)
 
     def execute(self, count: int) -> None:
         """As Hart.execute."""
@@ -146,6 +154,6 @@ class TranslatingHart(Hart):
                 tables.enter(tables.write_at, address, self._ram + delta)
 
     def close(self) -> None:
-        """Gives back what the host gave."""
-        cast(TranslatedCode, self.code).close()
+        """As Hart's; the registers can still be read."""
         self.x = list(self.x)
+        cast(TranslatedCode, self.code).close()

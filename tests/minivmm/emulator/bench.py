@@ -18,14 +18,20 @@ SV39 = 8 << 60
 class Bench:
     """Registers by their ABI names: bench["a0"]."""
 
-    def __init__(self) -> None:
+    def __init__(self, kind: type[Hart] = Hart) -> None:
         self.ram = Ram(1 << 20)
         self.space = AddressSpace(self.ram)
         self.lines = 0
-        self.hart = Hart(self.space, lambda: self.lines, lambda: 1234)
+        self.hart = kind(self.space, lambda: self.lines, lambda: 1234)
         self.csrs = self.hart.csrs
         self.csrs.mtvec, self.csrs.stvec = HANDLER, S_HANDLER
         self._tables = 1
+
+    def close(self) -> None:
+        """Gives everything back."""
+        self.hart.close()
+        self.space.close()
+        self.ram.close()
 
     def __getitem__(self, register: str) -> int:
         return self.hart.x[ABI_NAMES.index(register)]
@@ -39,11 +45,14 @@ class Bench:
 
     def run(self, source: str, *, mode: Privilege = Privilege.M, at: int = RAM_BASE) -> None:
         """Executes as many instructions as there are lines, from `at`, in `mode`: an exception counts as one."""
-        self.put(source, at)
-        self.hart.pc = at
-        self.hart.enter(int(mode))
-        for _ in source.strip().splitlines():
-            self.hart.step()
+        self.put(f"{source.strip()}\n.word 0\n.word 0\n", at)  # no instruction: where a block ends
+        hart = self.hart
+        hart.code.fence()
+        hart.pc = at
+        hart.enter(int(mode))
+        end = hart.retired + hart.traps + len(source.strip().splitlines())
+        while hart.retired + hart.traps < end:
+            hart.step() if type(hart) is Hart else hart.execute(1)
 
     def map(self, virtual: int, physical: int, flags: int, level: int = 0) -> int:
         """Enters a page (level 0), 2 MiB (1) or 1 GiB (2) into the tables; returns where its entry is."""

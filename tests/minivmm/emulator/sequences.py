@@ -156,6 +156,22 @@ class Guest:
         return bytes(self.code)
 
 
+def random_code(rng: random.Random, size: int) -> bytes:
+    """So many bytes of instructions of every kind, with any operands, and some that are none."""
+    code = bytearray()
+    while len(code) < size:
+        kind = rng.randrange(16)
+        if kind == 0:
+            code += rng.getrandbits(32).to_bytes(4, "little")
+        elif kind < 6:
+            compressed = rng.choice(COMPRESSED)
+            code += (compressed.match | rng.getrandbits(16) & ~compressed.mask).to_bytes(2, "little")
+        else:
+            row = rng.choice(INSTRUCTIONS)
+            code += (row.match | rng.getrandbits(32) & ~row.mask).to_bytes(4, "little")
+    return bytes(code[:size])
+
+
 def guest(seed: int, sequences: int, length: int = 40) -> bytes:
     """A raw image: `sequences` runs of `length` instructions from fresh registers, each followed by its report."""
     rng = random.Random(seed)

@@ -7,7 +7,9 @@ from collections.abc import Iterator
 import pytest
 
 from minivmm.emulator.csr_table import MISA, Status
+from minivmm.emulator.hart import Hart
 from minivmm.emulator.physical import RAM_BASE
+from minivmm.emulator.translator.hart import TranslatingHart
 from minivmm.emulator.traps import INTERRUPT, Cause, Privilege
 from minivmm.outcome import EndOfRun, Outcome
 from tests.minivmm.emulator.bench import DATA, HANDLER, S_HANDLER, Bench
@@ -16,12 +18,11 @@ M, S, U = Privilege.M, Privilege.S, Privilege.U
 SSI, MTI, SEI = 1 << 1, 1 << 7, 1 << 9
 
 
-@pytest.fixture
-def bench() -> Iterator[Bench]:
-    made = Bench()
+@pytest.fixture(params=[Hart, TranslatingHart], ids=["interpret", "translate"])
+def bench(request: pytest.FixtureRequest) -> Iterator[Bench]:
+    made = Bench(request.param)
     yield made
-    made.space.close()
-    made.ram.close()
+    made.close()
 
 
 # --- traps -----------------------------------------------------------------------------------------------------------

@@ -7,8 +7,10 @@ from collections.abc import Iterator
 import pytest
 
 from minivmm.emulator.csr_table import Status
+from minivmm.emulator.hart import Hart
 from minivmm.emulator.mmu import PTE_A, PTE_D, PTE_R, PTE_U, PTE_V, PTE_W, PTE_X
 from minivmm.emulator.physical import RAM_BASE
+from minivmm.emulator.translator.hart import TranslatingHart
 from minivmm.emulator.traps import Cause, Privilege
 from tests.minivmm.emulator.bench import DATA, TABLES, Bench
 
@@ -18,18 +20,17 @@ LOAD, STORE, FETCH = Cause.LOAD_PAGE_FAULT, Cause.STORE_PAGE_FAULT, Cause.INSTRU
 RWX = PTE_R | PTE_W | PTE_X
 
 
-@pytest.fixture
-def bench() -> Iterator[Bench]:
+@pytest.fixture(params=[Hart, TranslatingHart], ids=["interpret", "translate"])
+def bench(request: pytest.FixtureRequest) -> Iterator[Bench]:
     """Code at RAM_BASE is mapped one to one, for S and, at the next page but one, for U."""
-    made = Bench()
+    made = Bench(request.param)
     made.map(RAM_BASE, RAM_BASE, PTE_R | PTE_X)
     made.map(RAM_BASE + 0x3000, RAM_BASE + 0x3000, PTE_R | PTE_X | PTE_U)
     made.ram.write_u64(DATA, 0x1122_3344_5566_7788)
     made["s0"] = PAGE
     made.paging()
     yield made
-    made.space.close()
-    made.ram.close()
+    made.close()
 
 
 def attempt(bench: Bench, line: str, mode: Privilege) -> int:
