@@ -89,6 +89,13 @@ class CodeCache:
         self.invalidated += 1
         return True
 
+    def forget(self) -> None:
+        """All decoded code goes; what is needed is decoded again."""
+        self._pages.clear()
+        self._mmu.forget_blocks()
+        self._held = 0
+        self.flushed += 1
+
     def fence(self) -> None:
         """FENCE.I: what devices wrote counts from now on. Pages are compared when they are next needed."""
         self._generation += 1
@@ -138,10 +145,7 @@ class CodeCache:
             page.generation = self._generation
             return page
         if self._held >= MAX_INSTRUCTIONS:
-            self._pages.clear()
-            self._mmu.forget_blocks()
-            self._held = 0
-            self.flushed += 1
+            self.forget()
         page = self._pages[number] = CodePage(contents, self._generation)
         self._mmu.forget_writable()
         return page

@@ -66,8 +66,6 @@ class TranslatedCode(CodeCache):
         """Jumps that were made to go straight to their block."""
         self.translated_bytes = 0
         """Machine code made so far."""
-        self.filled = 0
-        """How often the buffer was full and all was forgotten."""
         self._begin()
 
     # --- the routines every block uses -------------------------------------------------------------------------------
@@ -122,7 +120,7 @@ class TranslatedCode(CodeCache):
     def find(self, regime: Regime, pc: int) -> Block:
         """As CodeCache; also a TranslatedBlock."""
         if self.buffer.room < BLOCK_ROOM:
-            self._forget_all()
+            self.forget()
         return super().find(regime, pc)
 
     # --- making ------------------------------------------------------------------------------------------------------
@@ -164,7 +162,7 @@ class TranslatedCode(CodeCache):
             return len(self.sites) + len(sites) - 1, site
 
         def chained(target: int) -> bool:
-            return regime.physical or target >> PAGE_SHIFT == first >> PAGE_SHIFT
+            return regime.chains_anywhere or target >> PAGE_SHIFT == first >> PAGE_SHIFT
 
         emitter = Emitter(regime.tables, new_site)
         emitter.pc = first
@@ -213,12 +211,9 @@ class TranslatedCode(CodeCache):
                     self.buffer.redirect(place, stub)
                 block.incoming.clear()
 
-    def _forget_all(self) -> None:
-        """The buffer is full: everything goes, and what is needed is made again."""
-        self._pages.clear()
-        self._mmu.forget_blocks()
-        self._held = 0
-        self.filled += 1
+    def forget(self) -> None:
+        """As CodeCache; the buffer is empty again."""
+        super().forget()
         self.buffer.reset(self._kept)
         self._start_sites()
 
@@ -234,10 +229,7 @@ class TranslatedCode(CodeCache):
     def _page(self, offset: int) -> CodePage:
         old, flushed = self._pages.get(offset >> PAGE_SHIFT), self.flushed
         page = super()._page(offset)
-        if self.flushed != flushed:
-            self.buffer.reset(self._kept)
-            self._start_sites()
-        elif old is not None and old is not page:
+        if old is not None and old is not page and flushed == self.flushed:
             self._dropped(old)
         return page
 

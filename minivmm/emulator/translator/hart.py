@@ -98,13 +98,13 @@ class TranslatingHart(Hart):
             self._left = budget[0]
             if site is None or site.kind is Kind.CHAIN:
                 pc = state.target[0] if site is None else site.target
-                filled = code.filled
+                flushed = code.flushed
                 following = self._find(pc)
                 if type(following) is not TranslatedBlock:
                     return pc
                 if site is None:
                     regime.tables.enter_jump(pc, following.entry)
-                elif code.filled == filled:
+                elif code.flushed == flushed:
                     code.chain(site, following)
                 address = following.entry
             elif site.kind is Kind.BUDGET:

@@ -25,19 +25,24 @@ class _Pages(dict[int, int]):
 class TranslatingRegime(Regime):
     """A regime whose tables translated code reads."""
 
-    __slots__ = ("number", "physical", "tables")
+    __slots__ = ("chains_anywhere", "number", "tables")
 
-    def __init__(self, tables: Tables, number: int, fetch_mode: int, data_mode: int, sum_: bool, mxr: bool) -> None:
+    def __init__(
+        self, tables: Tables, number: int, fixed: bool, fetch_mode: int, data_mode: int, sum_: bool, mxr: bool
+    ) -> None:
         super().__init__(fetch_mode, data_mode, sum_, mxr)
         self.tables = tables
         self.number = number
-        self.physical = fetch_mode == Privilege.M  # what is fetched is never translated
+        self.chains_anywhere = fixed or fetch_mode == Privilege.M  # M: what is fetched is never translated
         self.read = _Pages(tables, False)
         self.write = _Pages(tables, True)
 
 
 class TranslatingMmu(Mmu):
     """An Mmu for a hart that translates."""
+
+    fixed = False
+    """Whether code never moves without CodeCache being told: then blocks are chained across pages."""
 
     def __init__(self, space: AddressSpace, state: State) -> None:
         super().__init__(space)
@@ -49,7 +54,7 @@ class TranslatingMmu(Mmu):
         key = (fetch_mode, data_mode, sum_, mxr)
         found = self._regimes.get(key)
         if found is None:
-            made = TranslatingRegime(self._state.tables(), len(self._translating), *key)
+            made = TranslatingRegime(self._state.tables(), len(self._translating), self.fixed, *key)
             self._translating.append(made)
             found = self._regimes[key] = made
         return found

@@ -111,7 +111,7 @@ def test_a_full_buffer_is_forgotten_and_the_guest_goes_on(monkeypatch: pytest.Mo
         code = machine.hart.code
     assert result.outcome is Outcome.SHUTDOWN, result
     assert isinstance(code, TranslatedCode)
-    assert code.filled > 2
+    assert code.flushed > 2
     assert code.buffer.used <= code.buffer.size
 
 

@@ -1,0 +1,157 @@
+"""Descriptors: opened, read, written, duplicated, waited for."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import select
+import struct
+import termios
+from typing import TYPE_CHECKING
+
+from minivmm.emulator.traps import Access
+from minivmm.emulator.user.abi import IOVEC, POLLFD, TCGETS, TIMESPEC, TIOCGWINSZ, WINSIZE, SystemCall
+from minivmm.emulator.user.calls.table import failure, signed, system_call
+
+if TYPE_CHECKING:
+    from minivmm.emulator.user.process import Process
+
+CHUNK = 1 << 20  # bytes moved at once by read and write
+MAX_IOVECS = 1024
+
+
+@system_call(SystemCall.READ)
+def _read(process: Process, fd: int, buffer: int, count: int) -> int:
+    data = os.read(process.files.host(signed(fd)), min(count, CHUNK))
+    process.store(buffer, data)
+    return len(data)
+
+
+@system_call(SystemCall.WRITE)
+def _write(process: Process, fd: int, buffer: int, count: int) -> int:
+    pieces = process.memory.views(buffer, min(count, CHUNK), Access.LOAD)
+    return os.writev(process.files.host(signed(fd)), pieces or [b""])
+
+
+def _vector(process: Process, address: int, count: int) -> list[tuple[int, int]]:
+    if signed(count) < 0 or count > MAX_IOVECS:
+        raise failure(errno.EINVAL)
+    return list(IOVEC.iter_unpack(process.memory.read(address, IOVEC.size * count)))
+
+
+@system_call(SystemCall.READV)
+def _readv(process: Process, fd: int, address: int, count: int) -> int:
+    total = 0
+    for base, length in _vector(process, address, count):
+        done = _read(process, fd, base, length) if length else 0
+        total += done
+        if done < length:
+            break
+    return total
+
+
+@system_call(SystemCall.WRITEV)
+def _writev(process: Process, fd: int, address: int, count: int) -> int:
+    total = 0
+    for base, length in _vector(process, address, count):
+        done = _write(process, fd, base, length) if length else 0
+        total += done
+        if done < length:
+            break
+    return total
+
+
+@system_call(SystemCall.PREAD64)
+def _pread(process: Process, fd: int, buffer: int, count: int, offset: int) -> int:
+    data = os.pread(process.files.host(signed(fd)), min(count, CHUNK), offset)
+    process.store(buffer, data)
+    return len(data)
+
+
+@system_call(SystemCall.PWRITE64)
+def _pwrite(process: Process, fd: int, buffer: int, count: int, offset: int) -> int:
+    return os.pwrite(process.files.host(signed(fd)), process.memory.read(buffer, min(count, CHUNK)), offset)
+
+
+@system_call(SystemCall.OPENAT)
+def _openat(process: Process, directory: int, path: int, flags: int, mode: int) -> int:
+    name = process.path(directory, path)
+    return process.files.add(process.files.open(name, flags, mode))
+
+
+@system_call(SystemCall.CLOSE)
+def _close(process: Process, fd: int) -> int:
+    process.files.close(signed(fd))
+    return 0
+
+
+@system_call(SystemCall.LSEEK)
+def _lseek(process: Process, fd: int, offset: int, whence: int) -> int:
+    return os.lseek(process.files.host(signed(fd)), (offset ^ 1 << 63) - (1 << 63), signed(whence))
+
+
+@system_call(SystemCall.DUP)
+def _dup(process: Process, fd: int) -> int:
+    return process.files.add(os.dup(process.files.host(signed(fd))))
+
+
+@system_call(SystemCall.DUP3)
+def _dup3(process: Process, old: int, new: int, _flags: int) -> int:
+    if old == new or not 0 <= signed(new) < 256:
+        raise failure(errno.EINVAL)
+    process.files.replace(signed(new), os.dup(process.files.host(signed(old))))
+    return new
+
+
+@system_call(SystemCall.PIPE2)
+def _pipe2(process: Process, address: int, _flags: int) -> int:
+    numbers = [process.files.add(end) for end in os.pipe()]
+    process.store(address, struct.pack("<ii", *numbers))
+    return 0
+
+
+@system_call(SystemCall.FCNTL)
+def _fcntl(process: Process, fd: int, command: int, argument: int) -> int:
+    host = process.files.host(signed(fd))
+    match signed(command):
+        case fcntl.F_DUPFD | fcntl.F_DUPFD_CLOEXEC:
+            return process.files.add(os.dup(host), signed(argument))
+        case fcntl.F_GETFD | fcntl.F_SETFD:
+            return 0  # there is no exec that would close it
+        case fcntl.F_GETFL:
+            return fcntl.fcntl(host, fcntl.F_GETFL)
+        case fcntl.F_SETFL:
+            return 0
+    raise failure(errno.EINVAL)
+
+
+@system_call(SystemCall.IOCTL)
+def _ioctl(process: Process, fd: int, request: int, address: int) -> int:
+    host = process.files.host(signed(fd))
+    if not os.isatty(host) or request not in (TCGETS, TIOCGWINSZ):
+        raise failure(errno.ENOTTY)
+    if request == TIOCGWINSZ:
+        process.store(address, fcntl.ioctl(host, termios.TIOCGWINSZ, bytes(WINSIZE.size)))
+    else:
+        process.store(address, fcntl.ioctl(host, termios.TCGETS, bytes(36)))
+    return 0
+
+
+@system_call(SystemCall.PPOLL)
+def _ppoll(process: Process, address: int, count: int, timeout: int) -> int:
+    if count > 256:
+        raise failure(errno.EINVAL)
+    wanted = list(POLLFD.iter_unpack(process.memory.read(address, POLLFD.size * count)))
+    poller = select.poll()
+    for fd, events, _ in wanted:
+        if fd >= 0:
+            poller.register(process.files.host(fd), events)
+    pause = None
+    if timeout:
+        seconds, nanoseconds = TIMESPEC.unpack(process.memory.read(timeout, TIMESPEC.size))
+        pause = seconds * 1000 + nanoseconds // 1_000_000
+    ready = dict(poller.poll(pause))
+    found = [(fd, events, ready.get(process.files.host(fd), 0) if fd >= 0 else 0) for fd, events, _ in wanted]
+    process.store(address, b"".join(POLLFD.pack(*entry) for entry in found))
+    return sum(1 for _, _, revents in found if revents)

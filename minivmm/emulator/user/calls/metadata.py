@@ -1,0 +1,139 @@
+"""Paths and what is known of them, all below the program's root (files.Files)."""
+
+from __future__ import annotations
+
+import errno
+import os
+from typing import TYPE_CHECKING
+
+from minivmm.emulator.user.abi import AT_EMPTY_PATH, AT_FDCWD, AT_REMOVEDIR, AT_SYMLINK_NOFOLLOW, STAT, SystemCall
+from minivmm.emulator.user.calls.table import failure, signed, system_call
+
+if TYPE_CHECKING:
+    from minivmm.emulator.user.process import Process
+
+CHUNK = 1 << 20  # bytes of directory entries at once
+NANOSECONDS = 1_000_000_000
+
+
+def _pack_stat(status: os.stat_result) -> bytes:
+    times = (status.st_atime_ns, status.st_mtime_ns, status.st_ctime_ns)
+    return STAT.pack(
+        *(status.st_dev, status.st_ino, status.st_mode, status.st_nlink, status.st_uid, status.st_gid),
+        *(status.st_rdev, 0, status.st_size, status.st_blksize, 0, status.st_blocks),
+        *(part for time in times for part in divmod(time, NANOSECONDS)),
+        *(0, 0),
+    )
+
+
+@system_call(SystemCall.FSTAT)
+def _fstat(process: Process, fd: int, address: int) -> int:
+    process.store(address, _pack_stat(os.fstat(process.files.host(signed(fd)))))
+    return 0
+
+
+@system_call(SystemCall.NEWFSTATAT)
+def _newfstatat(process: Process, directory: int, path: int, address: int, flags: int) -> int:
+    if flags & AT_EMPTY_PATH and not process.memory.string(path):
+        return _fstat(process, directory, address)
+    nofollow = os.O_NOFOLLOW if flags & AT_SYMLINK_NOFOLLOW else 0
+    with process.opened(process.path(directory, path), os.O_PATH | nofollow) as fd:
+        process.store(address, _pack_stat(os.fstat(fd)))
+    return 0
+
+
+@system_call(SystemCall.FACCESSAT, SystemCall.FACCESSAT2)
+def _faccessat(process: Process, directory: int, path: int, mode: int) -> int:
+    with process.opened(process.path(directory, path), os.O_PATH) as fd:
+        if not os.access(f"/proc/self/fd/{fd}", mode & 7):
+            raise failure(errno.EACCES)
+    return 0
+
+
+@system_call(SystemCall.READLINKAT)
+def _readlinkat(process: Process, directory: int, path: int, buffer: int, size: int) -> int:
+    name = process.path(directory, path)
+    if name == "/proc/self/exe":
+        target = process.name.encode()
+    else:
+        parent, last = process.files.parent(name)
+        try:
+            target = os.fsencode(os.readlink(last, dir_fd=parent))
+        finally:
+            os.close(parent)
+    target = target[:size]
+    process.store(buffer, target)
+    return len(target)
+
+
+@system_call(SystemCall.GETDENTS64)
+def _getdents64(process: Process, fd: int, buffer: int, size: int) -> int:
+    return process.directory_entries(signed(fd), buffer, min(size, CHUNK))
+
+
+@system_call(SystemCall.MKDIRAT)
+def _mkdirat(process: Process, directory: int, path: int, mode: int) -> int:
+    parent, last = process.files.parent(process.path(directory, path))
+    try:
+        os.mkdir(last, mode & 0o777, dir_fd=parent)
+    finally:
+        os.close(parent)
+    return 0
+
+
+@system_call(SystemCall.UNLINKAT)
+def _unlinkat(process: Process, directory: int, path: int, flags: int) -> int:
+    parent, last = process.files.parent(process.path(directory, path))
+    try:
+        if flags & AT_REMOVEDIR:
+            os.rmdir(last, dir_fd=parent)
+        else:
+            os.unlink(last, dir_fd=parent)
+    finally:
+        os.close(parent)
+    return 0
+
+
+@system_call(SystemCall.RENAMEAT2)
+def _renameat2(process: Process, old_directory: int, old: int, new_directory: int, new: int, flags: int) -> int:
+    if flags:
+        raise failure(errno.EINVAL)
+    source, source_name = process.files.parent(process.path(old_directory, old))
+    try:
+        target, target_name = process.files.parent(process.path(new_directory, new))
+        try:
+            os.rename(source_name, target_name, src_dir_fd=source, dst_dir_fd=target)
+        finally:
+            os.close(target)
+    finally:
+        os.close(source)
+    return 0
+
+
+@system_call(SystemCall.FTRUNCATE)
+def _ftruncate(process: Process, fd: int, length: int) -> int:
+    os.ftruncate(process.files.host(signed(fd)), length)
+    return 0
+
+
+@system_call(SystemCall.FSYNC)
+def _fsync(process: Process, fd: int) -> int:
+    os.fsync(process.files.host(signed(fd)))
+    return 0
+
+
+@system_call(SystemCall.GETCWD)
+def _getcwd(process: Process, buffer: int, size: int) -> int:
+    path = process.files.cwd.encode() + b"\0"
+    if len(path) > size:
+        raise failure(errno.ERANGE)
+    process.store(buffer, path)
+    return len(path)
+
+
+@system_call(SystemCall.CHDIR)
+def _chdir(process: Process, path: int) -> int:
+    name = os.path.normpath(process.path(AT_FDCWD, path))
+    with process.opened(name, os.O_PATH | os.O_DIRECTORY):
+        process.files.cwd = name
+    return 0

@@ -1,0 +1,99 @@
+"""The files a program sees: below one directory, by openat2(2) with RESOLVE_IN_ROOT, so that the kernel itself keeps
+every path, symbolic link and `..` in it."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import struct
+
+_OPENAT2 = 437  # include/uapi/asm-generic/unistd.h: the same on every architecture
+_RESOLVE_NO_MAGICLINKS, _RESOLVE_IN_ROOT = 0x02, 0x10
+_OPEN_HOW = struct.Struct("<QQQ")  # struct open_how: flags, mode, resolve
+
+# Flags of open(2) that a program may use; riscv64 has the generic numbers, as x86-64 has.
+_ALLOWED = (
+    *("O_ACCMODE", "O_CREAT", "O_EXCL", "O_TRUNC", "O_APPEND", "O_NONBLOCK", "O_DSYNC", "O_SYNC"),
+    *("O_DIRECTORY", "O_NOFOLLOW", "O_CLOEXEC", "O_NOATIME", "O_NOCTTY", "O_PATH"),
+)
+_FLAGS = sum({getattr(os, name) for name in _ALLOWED}) | os.O_SYNC
+_libc = ctypes.CDLL(None, use_errno=True)
+MAX_FILES = 256
+
+
+class Files:
+    """The open files of a program by its own numbers: 0 to 2 are those of this process. None: it has no directory."""
+
+    def __init__(self, root: str | None) -> None:
+        self._root = os.open(root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC) if root is not None else -1
+        self._open: dict[int, int] = {number: number for number in range(3)}
+        self.cwd = "/"
+
+    def host(self, number: int) -> int:
+        """This process' descriptor. Raises OSError (EBADF)."""
+        try:
+            return self._open[number]
+        except KeyError:
+            raise OSError(errno.EBADF, os.strerror(errno.EBADF)) from None
+
+    def add(self, descriptor: int, lowest: int = 0) -> int:
+        """Gives a descriptor the lowest free number. Raises OSError (EMFILE), having closed it."""
+        for number in range(lowest, MAX_FILES):
+            if number not in self._open:
+                self._open[number] = descriptor
+                return number
+        os.close(descriptor)
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    def replace(self, number: int, descriptor: int) -> None:
+        """The number means another descriptor from now on."""
+        if number in self._open:
+            self.close(number)
+        self._open[number] = descriptor
+
+    def close(self, number: int) -> None:
+        """Raises OSError (EBADF)."""
+        descriptor = self.host(number)
+        del self._open[number]
+        if descriptor > 2:
+            os.close(descriptor)
+
+    def path(self, directory: int, name: str, at_cwd: int) -> str:
+        """A path as seen from the program's root. Raises OSError (EBADF, ENOTDIR)."""
+        if name.startswith("/"):
+            return name
+        if directory == at_cwd:
+            return os.path.join(self.cwd, name)
+        # The descriptor's own path, which is below the root's, where it was opened.
+        there = os.readlink(f"/proc/self/fd/{self.host(directory)}")
+        root = os.readlink(f"/proc/self/fd/{self._root}")
+        return os.path.join("/", os.path.relpath(there, root), name)
+
+    def open(self, path: str, flags: int, mode: int = 0) -> int:
+        """A descriptor of this process. Raises OSError."""
+        if self._root < 0:
+            raise OSError(errno.ENOENT, os.strerror(errno.ENOENT))
+        flags = flags & _FLAGS | os.O_CLOEXEC
+        wants_mode = bool(flags & os.O_CREAT)
+        how = _OPEN_HOW.pack(flags, mode & 0o7777 if wants_mode else 0, _RESOLVE_IN_ROOT | _RESOLVE_NO_MAGICLINKS)
+        descriptor = _libc.syscall(_OPENAT2, self._root, os.fsencode(path), how, len(how))
+        if descriptor < 0:
+            number = ctypes.get_errno()
+            raise OSError(number, os.strerror(number))
+        return int(descriptor)
+
+    def parent(self, path: str) -> tuple[int, str]:
+        """A descriptor of the directory that a path's last name is in, and that name. Raises OSError."""
+        head, name = os.path.split(path.rstrip("/") or "/")
+        if name in ("", ".", ".."):
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+        return self.open(head or "/", os.O_PATH | os.O_DIRECTORY), name
+
+    def release(self) -> None:
+        """Closes everything the program opened."""
+        for number in list(self._open):
+            self.close(number)
+        if self._root >= 0:
+            os.close(self._root)
+            self._root = -1

@@ -1,0 +1,362 @@
+"""One Linux program for riscv64, statically linked, on an emulated hart: no kernel below it, only system calls here.
+
+The hart is in U-mode and its addresses are looked up in the process' own mappings (memory.py). An ecall is a system
+call (calls.py); any other exception is the signal that Linux would send, and ends the program. There is one thread, and
+signal handlers are remembered but never called.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import struct
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from minivmm.boot.elf import EM_RISCV, ET_DYN, PT_LOAD, Elf, read_image
+from minivmm.emulator.hart import Hart
+from minivmm.emulator.mmu import Mmu
+from minivmm.emulator.physical import RAM_BASE, AddressSpace, Ram
+from minivmm.emulator.traps import Access, Cause, Privilege, Trap
+from minivmm.emulator.user.abi import AT_FDCWD, Aux, Prot, SystemCall
+from minivmm.emulator.user.calls import CALLS
+from minivmm.emulator.user.calls.life import IDENTITY
+from minivmm.emulator.user.files import Files
+from minivmm.emulator.user.memory import STACK_TOP, USER_END, NoMemory, ProcessMemory
+from minivmm.errors import ImageError
+from minivmm.memory import PAGE_SIZE
+from minivmm.outcome import EndOfRun, Outcome, RunResult
+from minivmm.tally import Tally
+
+STACK_SIZE = 8 << 20  # bytes
+PIE_BASE = 0x20_0000_0000
+ARGUMENTS_MAX = 128 << 10  # bytes of arguments and environment
+SLICE = 1 << 20  # instructions between two looks at the deadline
+_M64 = (1 << 64) - 1
+_SEGMENT_RIGHTS = ((4, Prot.READ), (2, Prot.WRITE), (1, Prot.EXEC))  # p_flags: PF_R, PF_W, PF_X
+A0, A7, SP = 10, 17, 2
+ENOSYS, EFAULT = 38, 14
+_SIGNALS = {
+    Cause.ILLEGAL_INSTRUCTION: signal.SIGILL,
+    Cause.BREAKPOINT: signal.SIGTRAP,
+    Cause.INSTRUCTION_ACCESS_FAULT: signal.SIGBUS,
+    Cause.LOAD_ACCESS_FAULT: signal.SIGBUS,
+    Cause.STORE_ACCESS_FAULT: signal.SIGBUS,
+    Cause.LOAD_ADDRESS_MISALIGNED: signal.SIGBUS,
+    Cause.STORE_ADDRESS_MISALIGNED: signal.SIGBUS,
+}
+"""What Linux sends (arch/riscv/kernel/traps.c); a page fault is SIGSEGV."""
+
+
+class _Pages:
+    """What replaces the page tables in an Mmu: the process' mappings."""
+
+    process_memory: ProcessMemory
+
+    def translate(self, address: int, access: int, mode: int, sum_: bool = False, mxr: bool = False) -> int:  # noqa: ARG002
+        """As Mmu's."""
+        return self.process_memory.translate(address, access)
+
+
+class Process:
+    """A program with its arguments, ready to run.
+
+    root: the directory it may see, as its `/`; None: no files but the three that are open. memory: bytes of RAM it may
+    fill. translate: by dynamic translation; else interpreted. Raises ImageError, HostError.
+    """
+
+    def __init__(
+        self,
+        program: str | Path,
+        arguments: Sequence[str] = (),
+        *,
+        environment: Sequence[str] = (),
+        root: str | Path | None = None,
+        memory: int = 1 << 30,
+        translate: bool = True,
+    ) -> None:
+        self.name = str(program)
+        self.signal_actions: dict[int, bytes] = {}
+        self.stack_size = STACK_SIZE
+        self.ram_size = memory
+        self.unknown = Tally()
+        """System calls that were answered with ENOSYS, by name or number, and how often."""
+        self.calls = Tally()
+        """System calls that were made."""
+        self._offsets: dict[int, list[bytes]] = {}
+        self._deadline = 0.0
+        elf = Elf(program, read_image(Path(program)), machines=(EM_RISCV,))
+        with contextlib.ExitStack() as undo:
+            self._ram = Ram(memory)
+            undo.callback(self._ram.close)
+            self.space = AddressSpace(self._ram)
+            undo.callback(self.space.close)
+            self.memory = ProcessMemory(self.space)
+            self.hart = self._make_hart(translate)
+            self.files = Files(None if root is None else str(root))
+            undo.callback(self.files.release)
+            self._load(elf, [self.name, *arguments], list(environment))
+            self._undo = undo.pop_all()
+
+    def _make_hart(self, translate: bool) -> Hart:
+        hart = _translating(self) if translate else _interpreting(self)
+        hart.csrs.mcounteren = hart.csrs.scounteren = 7  # cycle, time and instret may be read, as under Linux
+        hart.enter(int(Privilege.U))
+        return hart
+
+    # --- the image ---------------------------------------------------------------------------------------------------
+    def _load(self, elf: Elf, arguments: list[str], environment: list[str]) -> None:
+        """Segments, stack and auxiliary vector, as Linux lays them out (fs/binfmt_elf.c)."""
+        bias = PIE_BASE if elf.header.type == ET_DYN else 0
+        image = read_image(elf.path)
+        end = 0
+        for segment in elf.segments:
+            if segment.type != PT_LOAD or not segment.memsz:
+                continue
+            start = segment.vaddr + bias
+            if start + segment.memsz > STACK_TOP - STACK_SIZE or segment.filesz > segment.memsz:
+                raise ImageError(elf.path, f"a segment at {start:#x} does not fit the address space")
+            low = start & ~(PAGE_SIZE - 1)
+            high = start + segment.memsz + PAGE_SIZE - 1 & ~(PAGE_SIZE - 1)
+            prot = Prot(sum(right for bit, right in _SEGMENT_RIGHTS if segment.flags & bit))
+            try:
+                self.memory.map(low, high - low, prot)
+                self.memory.force(start, image[segment.offset : segment.offset + segment.filesz])
+            except NoMemory:
+                raise ImageError(elf.path, "does not fit into memory", remedy="--mem 2G") from None
+            end = max(end, high)
+        if not end:
+            raise ImageError(elf.path, "has nothing to load")
+        self.memory.brk_start = self.memory.brk_end = end
+        self.memory.map(STACK_TOP - STACK_SIZE, STACK_SIZE, Prot.READ | Prot.WRITE)
+        self.hart.pc = elf.header.entry + bias
+        self.hart.x[SP] = self._push_start(elf, bias, arguments, environment)
+
+    def _push_start(self, elf: Elf, bias: int, arguments: list[str], environment: list[str]) -> int:
+        """argc, argv, envp and the auxiliary vector at the top of the stack; returns the stack pointer."""
+        at = STACK_TOP
+        addresses: list[int] = []
+        for text in (*arguments, *environment, self.name):
+            data = os.fsencode(text) + b"\0"
+            at -= len(data)
+            if STACK_TOP - at > ARGUMENTS_MAX:
+                raise ImageError(elf.path, "its arguments are too long")
+            self.memory.force(at, data)
+            addresses.append(at)
+        at -= 16
+        self.memory.force(at, os.urandom(16))
+        first = next(segment for segment in elf.segments if segment.type == PT_LOAD)
+        vector = {
+            Aux.PHDR: first.vaddr - first.offset + elf.header.phoff + bias,
+            Aux.PHENT: elf.header.phentsize,
+            Aux.PHNUM: elf.header.phnum,
+            Aux.PAGESZ: PAGE_SIZE,
+            Aux.BASE: 0,
+            Aux.FLAGS: 0,
+            Aux.ENTRY: elf.header.entry + bias,
+            Aux.UID: IDENTITY,
+            Aux.EUID: IDENTITY,
+            Aux.GID: IDENTITY,
+            Aux.EGID: IDENTITY,
+            Aux.HWCAP: sum(1 << ord(letter) - ord("A") for letter in "IMAC"),
+            Aux.CLKTCK: 100,
+            Aux.SECURE: 0,
+            Aux.RANDOM: at,
+            Aux.EXECFN: addresses[-1],
+            Aux.NULL: 0,
+        }
+        count = len(arguments)
+        words = [count, *addresses[:count], 0, *addresses[count:-1], 0]
+        words += [word for pair in vector.items() for word in pair]
+        at = (at & ~15) - 8 * len(words) & ~15
+        self.memory.force(at, struct.pack(f"<{len(words)}Q", *words))
+        return at
+
+    # --- running -----------------------------------------------------------------------------------------------------
+    def run(self, timeout: float | None = None) -> RunResult:
+        """To the program's end, at most `timeout` seconds. Ctrl-C ends it as INTERRUPTED."""
+        started = time.monotonic()
+        self._deadline = started + timeout if timeout is not None else float("inf")
+        try:
+            while True:
+                self.hart.execute(SLICE)
+                if time.monotonic() >= self._deadline:
+                    raise EndOfRun(Outcome.DEADLINE, f"still running after {timeout:g} seconds")
+        except EndOfRun as end:
+            return RunResult(end.outcome, end.detail, end.code, seconds=time.monotonic() - started)
+        except KeyboardInterrupt:
+            return RunResult(Outcome.INTERRUPTED, "interrupted from the keyboard", seconds=time.monotonic() - started)
+
+    def trap(self, pc: int, cause: int, tval: int) -> None:
+        """An exception: a system call, or the end."""
+        hart = self.hart
+        if cause != Cause.ECALL_FROM_U:
+            name = Cause(cause).name.lower().replace("_", " ")
+            self.die(_SIGNALS.get(Cause(cause), signal.SIGSEGV), f"{name} at {pc:#x}, address {tval:#x}")
+        hart.pc = pc + 4 & _M64
+        hart.x[A0] = self._call(hart.x[A7]) & _M64
+
+    def _call(self, number: int) -> int:
+        function, count = CALLS.get(number, (None, 0))
+        if function is None:
+            self.unknown.count(str(number))
+            return -ENOSYS
+        self.calls.count(SystemCall(number).name.lower())
+        try:
+            return function(self, *self.hart.x[A0 : A0 + count])
+        except OSError as error:
+            return -(error.errno or EFAULT)
+        except (Trap, ValueError, OverflowError, struct.error):
+            return -EFAULT
+
+    def die(self, number: int, why: str) -> None:
+        """Ends the program as a signal does. Raises EndOfRun."""
+        try:
+            name = signal.Signals(number).name
+        except ValueError:
+            name = f"signal {number}"
+        raise EndOfRun(Outcome.CRASHED, f"{name}: {why}", 128 + number)
+
+    # --- for system calls --------------------------------------------------------------------------------------------
+    def store(self, address: int, data: bytes) -> None:
+        """Writes to the program's memory. Raises Trap."""
+        at, code = 0, self.hart.code
+        for view in self.memory.views(address, len(data), Access.STORE):
+            view[:] = data[at : at + len(view)]
+            at += len(view)
+        if code.made:  # what was written may be instructions
+            for page in range(address & ~(PAGE_SIZE - 1), address + len(data), PAGE_SIZE):
+                offset = self.memory.translate(max(page, address), Access.STORE) - RAM_BASE
+                if code.is_code(offset):
+                    code.note_store(offset, min(page + PAGE_SIZE, address + len(data)) - max(page, address))
+
+    def path(self, directory: int, address: int) -> str:
+        """The path at an address, from the program's root. Raises Trap, OSError."""
+        name = os.fsdecode(self.memory.string(address))
+        if not name:
+            raise OSError(2, os.strerror(2))
+        number = (directory & 0xFFFF_FFFF ^ 0x8000_0000) - 0x8000_0000
+        return self.files.path(number, name, AT_FDCWD)
+
+    @contextlib.contextmanager
+    def opened(self, path: str, flags: int) -> Iterator[int]:
+        """A descriptor for the block. Raises OSError."""
+        descriptor = self.files.open(path, flags)
+        try:
+            yield descriptor
+        finally:
+            os.close(descriptor)
+
+    def directory_entries(self, number: int, buffer: int, size: int) -> int:
+        """getdents64(2): struct linux_dirent64. Entries are read once an open file."""
+        host = self.files.host(number)
+        left = self._offsets.get(host)
+        if left is None:
+            left = []
+            with os.scandir(os.dup(host)) as entries:
+                for at, entry in enumerate(entries, 1):
+                    kind = 4 if entry.is_dir(follow_symlinks=False) else 10 if entry.is_symlink() else 8
+                    name = os.fsencode(entry.name) + b"\0"
+                    length = 19 + len(name) + 7 & ~7
+                    left.append(struct.pack("<QqHB", entry.inode(), at, length, kind) + name.ljust(length - 19, b"\0"))
+        found = bytearray()
+        while left and len(found) + len(left[0]) <= size:
+            found += left.pop(0)
+        if left and not found:
+            raise OSError(22, os.strerror(22))
+        self._offsets[host] = left
+        if not found:
+            del self._offsets[host]
+        self.store(buffer, bytes(found))
+        return len(found)
+
+    def set_break(self, wanted: int) -> int:
+        """brk(2): the new end, or the old one where that cannot be."""
+        memory = self.memory
+        if wanted < memory.brk_start or wanted > STACK_TOP - STACK_SIZE:
+            return memory.brk_end
+        old = memory.brk_end + PAGE_SIZE - 1 & ~(PAGE_SIZE - 1)
+        new = wanted + PAGE_SIZE - 1 & ~(PAGE_SIZE - 1)
+        if new > old:
+            if not memory.is_free(old, new - old):
+                return memory.brk_end
+            memory.map(old, new - old, Prot.READ | Prot.WRITE)
+        elif new < old:
+            self.unmap(new, old - new)
+        memory.brk_end = wanted
+        return wanted
+
+    def map(self, start: int, length: int, prot: Prot) -> None:
+        """New pages, in place of old ones."""
+        if not self.memory.is_free(start, length):
+            self.unmap(start, length)
+        self.memory.map(start, length, prot)
+
+    def unmap(self, start: int, length: int) -> None:
+        """Takes pages away."""
+        self._forget(self.memory.unmap(start, length))
+
+    def protect(self, start: int, length: int, prot: Prot) -> bool:
+        """Changes rights; False when not all of it is mapped."""
+        executable = self.memory.protect(start, length, prot)
+        if executable is None:
+            return False
+        self._forget(executable)
+        return True
+
+    def _forget(self, executable: bool) -> None:
+        self.hart.mmu.flush()
+        if executable:
+            self.hart.code.forget()
+
+    def sleep(self, seconds: float) -> None:
+        """Not beyond the deadline."""
+        time.sleep(max(min(seconds, self._deadline - time.monotonic()), 0))
+
+    def close(self) -> None:
+        """Gives everything back."""
+        self.hart.close()
+        self._undo.close()
+
+    def __enter__(self) -> Process:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def _interpreting(process: Process) -> Hart:
+    class UserMmu(_Pages, Mmu):
+        process_memory = process.memory
+
+    class UserHart(Hart):
+        def _make_mmu(self) -> Mmu:
+            return UserMmu(self.space)
+
+        def trap(self, pc: int, cause: int, tval: int = 0, *, interrupt: bool = False) -> None:  # noqa: ARG002
+            process.trap(pc, cause, tval)
+
+    return UserHart(process.space, lambda: 0, time.monotonic_ns)
+
+
+def _translating(process: Process) -> Hart:
+    from minivmm.emulator.translator.hart import TranslatingHart
+    from minivmm.emulator.translator.mmu import TranslatingMmu
+
+    class UserMmu(_Pages, TranslatingMmu):
+        process_memory = process.memory
+        fixed = True
+
+    class UserHart(TranslatingHart):
+        def _make_mmu(self) -> Mmu:
+            return UserMmu(self.space, self.state)
+
+        def trap(self, pc: int, cause: int, tval: int = 0, *, interrupt: bool = False) -> None:  # noqa: ARG002
+            process.trap(pc, cause, tval)
+
+    return UserHart(process.space, lambda: 0, time.monotonic_ns)
+
+
+assert STACK_TOP < USER_END

@@ -1,0 +1,210 @@
+"""Linux programs for riscv64 on both engines: what a program may rely on, and what it cannot do to the host."""
+
+from __future__ import annotations
+
+import functools
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from minivmm.emulator.user.process import Process
+from minivmm.errors import ImageError
+from minivmm.outcome import Outcome, RunResult
+
+START = r"""
+static long call(long n, long a, long b, long c, long d, long e, long f)
+{
+    register long a0 __asm__("a0") = a, a1 __asm__("a1") = b, a2 __asm__("a2") = c, a3 __asm__("a3") = d;
+    register long a4 __asm__("a4") = e, a5 __asm__("a5") = f, a7 __asm__("a7") = n;
+    __asm__ volatile("ecall" : "+r"(a0) : "r"(a1), "r"(a2), "r"(a3), "r"(a4), "r"(a5), "r"(a7) : "memory");
+    return a0;
+}
+#define CALL(n, a, b, c, d) call(n, (long)(a), (long)(b), (long)(c), (long)(d), -1, 0)
+enum { OPENAT = 56, CLOSE = 57, READ = 63, WRITE = 64, READLINKAT = 78, FSTAT = 80, EXIT = 93, BRK = 214, MUNMAP = 215,
+       MMAP = 222, MPROTECT = 226, UNLINKAT = 35, MKDIRAT = 34 };
+#define HERE -100
+static unsigned long length(const char *s) { unsigned long n = 0; while (s[n]) n++; return n; }
+static void say(const char *s) { CALL(WRITE, 1, s, length(s), 0); }
+long start(long *stack);
+__asm__(".globl _start\n_start: mv a0, sp\n andi sp, sp, -16\n call start\n li a7, 93\n ecall");
+"""
+
+Build = Callable[[str], Path]
+
+
+@pytest.fixture(scope="session")
+def build(tmp_path_factory: pytest.TempPathFactory) -> Build:
+    """Compiles a program whose `start(stack)` returns its exit status."""
+    directory = tmp_path_factory.mktemp("programs")
+
+    @functools.cache
+    def compile_program(body: str) -> Path:
+        source = directory / f"program{len(list(directory.iterdir()))}.c"
+        source.write_text(START + body)
+        output = source.with_suffix("")
+        subprocess.run(
+            [
+                *(sys.executable, "-m", "ziglang", "cc", "-target", "riscv64-freestanding-none"),
+                *("-mcpu=generic_rv64+m+a+c", "-nostdlib", "-static", "-O1", "-fno-sanitize=all", "-fno-builtin"),
+                *("-Wno-unused-function", str(source), "-o", str(output)),
+            ],
+            check=True,
+            capture_output=True,
+        )
+        return output
+
+    return compile_program
+
+
+@pytest.fixture(params=[False, True], ids=["interpret", "translate"])
+def translate(request: pytest.FixtureRequest) -> bool:
+    return bool(request.param)
+
+
+def run(program: Path, *arguments: str, translate: bool, root: Path | None = None, **options: object) -> RunResult:
+    with Process(program, arguments, root=root, translate=translate, memory=64 << 20, **options) as process:  # type: ignore[arg-type]
+        return process.run(timeout=60)
+
+
+def test_arguments_environment_and_exit_status_arrive(
+    build: Build, translate: bool, capfd: pytest.CaptureFixture[str]
+) -> None:
+    program = build("""
+        long start(long *stack)
+        {
+            char **argument = (char **)(stack + 1);
+            for (long i = 1; i < stack[0]; i++) say(argument[i]), say("|");
+            for (char **variable = argument + stack[0] + 1; *variable; variable++) say(*variable), say(";");
+            return 40 + stack[0];
+        }""")
+    result = run(program, "one", "two words", translate=translate, environment=["HOME=/"])
+    assert (result.outcome, result.code) == (Outcome.EXITED, 43), result
+    assert capfd.readouterr().out == "one|two words|HOME=/;"
+
+
+def test_memory_is_given_protected_and_taken_away(build: Build, translate: bool) -> None:
+    program = build("""
+        long start(long *stack)
+        {
+            long old = CALL(BRK, 0, 0, 0, 0);
+            if (CALL(BRK, old + 5000, 0, 0, 0) != old + 5000) return 1;
+            ((volatile char *)old)[4999] = 1;
+            char *page = (char *)CALL(MMAP, 0, 8192, 3, 0x22);
+            if ((long)page < 0) return 2;
+            for (int i = 0; i < 8192; i++) if (page[i] != 0) return 3;
+            page[4096] = 7;
+            if (CALL(MPROTECT, page, 4096, 1, 0) != 0) return 4;
+            if (CALL(READ, 0, page, 1, 0) != -14 && CALL(READ, 99, page, 1, 0) != -9) return 5;
+            if (CALL(MUNMAP, page, 4096, 0, 0) != 0) return 6;
+            if (page[4096] != 7) return 7;
+            if (CALL(WRITE, 1, page, 1, 0) != -14) return 8;
+            if (CALL(9999, 0, 0, 0, 0) != -38) return 9;
+            return 0;
+        }""")
+    assert run(program, translate=translate).outcome is Outcome.SHUTDOWN
+
+
+@pytest.mark.parametrize(
+    ("body", "signal"),
+    [
+        ("*(volatile int *)0 = 1;", "SIGSEGV"),
+        ("*(volatile int *)&call = 1;", "SIGSEGV"),
+        ("return *(volatile char *)0x4000000000;", "SIGSEGV"),
+        ("return *(volatile char *)-1;", "SIGSEGV"),
+        ('__asm__ volatile("unimp");', "SIGILL"),
+        ('__asm__ volatile("csrw satp, zero");', "SIGILL"),
+        ('__asm__ volatile("ebreak");', "SIGTRAP"),
+        ("((void (*)(void))stack)();", "SIGSEGV"),
+        ("long *p = 0; for (;;) p = (long *)CALL(MMAP, 0, 1 << 20, 3, 0x22), p[0] = 1, p[131071] = 2;", "SIGSEGV"),
+    ],
+)
+def test_a_program_that_errs_ends_as_by_its_signal(build: Build, translate: bool, body: str, signal: str) -> None:
+    result = run(build(f"long start(long *stack) {{ {body} return 0; }}"), translate=translate)
+    assert result.outcome is Outcome.CRASHED, result
+    assert result.detail.startswith(signal), result
+
+
+def test_code_written_at_run_time_is_executed_and_followed(build: Build, translate: bool) -> None:
+    program = build("""
+        long start(long *stack)
+        {
+            unsigned *code = (unsigned *)CALL(MMAP, 0, 4096, 7, 0x22);
+            long sum = 0;
+            for (unsigned value = 1; value < 40; value++) {
+                code[0] = 0x00000513 | value << 20; /* li a0, value */
+                code[1] = 0x00008067;               /* ret */
+                __asm__ volatile("fence.i");
+                sum += ((long (*)(void))code)();
+            }
+            if (sum != 780) return 1;
+            CALL(MUNMAP, code, 4096, 0, 0);
+            if ((long)CALL(MMAP, code, 4096, 7, 0x32) != (long)code) return 2;
+            return ((long (*)(void))code)() == 0; /* zeros are no instruction */
+        }""")
+    result = run(program, translate=translate)
+    assert result.detail.startswith("SIGILL"), result
+
+
+def test_files_are_those_below_the_root_whatever_the_path_says(
+    build: Build, translate: bool, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    root = tmp_path / "root"
+    root.mkdir()
+    (tmp_path / "secret").write_text("secret")
+    (root / "inside").write_text("inside\n")
+    (root / "link").symlink_to("/../secret")
+    (root / "absolute").symlink_to("/inside")
+    program = build("""
+        static void show(const char *path)
+        {
+            char text[64];
+            long file = CALL(OPENAT, HERE, path, 0, 0);
+            long got = file < 0 ? file : CALL(READ, file, text, 64, 0);
+            if (got > 0) CALL(WRITE, 1, text, got, 0); else say(got == -2 ? "none\\n" : "refused\\n");
+        }
+        long start(long *stack)
+        {
+            for (long i = 1; i < stack[0]; i++) show(((char **)(stack + 1))[i]);
+            if (CALL(MKDIRAT, HERE, "/new", 0755, 0)) return 1;
+            long file = CALL(OPENAT, HERE, "new/../new/file", 0101, 0644);
+            if (file < 0 || CALL(WRITE, file, "x", 1, 0) != 1) return 2;
+            return CALL(UNLINKAT, HERE, "/../../inside", 0, 0) != 0;
+        }""")
+    paths = ("inside", "../secret", "/../secret", "link", "absolute", "/proc/self/environ")
+    result = run(program, *paths, translate=translate, root=root)
+    assert result.outcome is Outcome.SHUTDOWN, result
+    assert capfd.readouterr().out == "inside\n" + "none\n" * 3 + "inside\n" + "none\n"
+    assert (root / "new" / "file").read_text() == "x"
+    assert (tmp_path / "secret").exists()
+    assert not (root / "inside").exists()
+
+
+def test_without_a_root_there_are_no_files(build: Build, translate: bool) -> None:
+    program = build('long start(long *stack) { return CALL(OPENAT, HERE, "/etc/passwd", 0, 0) != -2; }')
+    assert run(program, translate=translate).outcome is Outcome.SHUTDOWN
+
+
+def test_a_program_that_does_not_end_is_ended_at_the_deadline(build: Build, translate: bool) -> None:
+    with Process(build("long start(long *stack) { for (;;); }"), translate=translate, memory=16 << 20) as process:
+        assert process.run(timeout=0.2).outcome is Outcome.DEADLINE
+
+
+def test_what_is_no_program_of_this_machine_is_refused(tmp_path: Path) -> None:
+    native = shutil.which("true")
+    assert native is not None
+    with pytest.raises(ImageError, match="another machine"):
+        Process(native)
+    (tmp_path / "text").write_text("#!/bin/sh\n")
+    with pytest.raises(ImageError):
+        Process(tmp_path / "text")
+
+
+def test_unknown_system_calls_are_counted(build: Build, translate: bool) -> None:
+    program = build("long start(long *stack) { return CALL(9999, 0, 0, 0, 0) != -38; }")
+    with Process(program, translate=translate, memory=16 << 20) as process:
+        assert process.run(timeout=60).outcome is Outcome.SHUTDOWN
+        assert dict(process.unknown.items()) == {"9999": 1}
