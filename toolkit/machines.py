@@ -1,4 +1,4 @@
-"""Which machine `vtk run` makes of a guest: minivmm's on KVM, QEMU's microvm, or a paravirtual domain.
+"""Which machine `vtk run` makes of a guest: minivmm's on KVM, QEMU's microvm, a paravirtual domain, or an emulated one.
 
 A kernel that was made for domains only, as its ELF notes say, becomes one; one that knows both ways, as Debian's, and
 a guest of ours become one when they are asked to.
@@ -15,12 +15,13 @@ from minivmm.errors import ConfigError, HostError, ImageError
 from toolkit.user_cache import user_cache
 
 if TYPE_CHECKING:
-    from minivmm import Disk, Machine, XenMachine
+    from minivmm import Disk, Machine, RiscvMachine, XenMachine
     from toolkit.qemu import QemuMachine
 
-    AnyMachine = Machine | QemuMachine | XenMachine
+    AnyMachine = Machine | QemuMachine | XenMachine | RiscvMachine
 
-BARE, XEN = "bare", "xen"
+BARE, XEN, RISCV64 = "bare", "xen", "riscv64"
+EMULATORS = ("interpret", "translate")
 MEMORY = 64 << 20  # bytes, where the user does not say
 LINUX_MEMORY = 256 << 20
 LINUX_CONSOLE = "console=hvc0"  # where a domain's console ring is, to Linux
@@ -41,6 +42,7 @@ class Wish(NamedTuple):
     xen: bool
     initrd: Path | None
     audit: int
+    arch: str | None = None
 
 
 class Plan(NamedTuple):
@@ -48,7 +50,7 @@ class Plan(NamedTuple):
 
     image: Path
     platform: str
-    """BARE or XEN, as guest_os names what a guest is built for."""
+    """BARE, XEN or RISCV64, as guest_os names what a guest is built for."""
     accelerator: str
     reason: str
     """Why it is not the accelerator one would expect; empty when it is."""
@@ -69,6 +71,15 @@ class Kernel(NamedTuple):
 def plan(wish: Wish) -> Plan:
     """Finds the guest and the machine for it. Raises VtkError."""
     named = is_name(wish.guest)
+    emulated = wish.arch == RISCV64 or (wish.arch is None and wish.accelerator in EMULATORS)
+    if emulated or (wish.arch is None and not named and is_riscv64(wish.guest)):
+        return _emulated(wish, built(wish.guest, RISCV64) if named else find_file(wish.guest))
+    if wish.accelerator in EMULATORS:
+        raise ConfigError(
+            f"--accel {wish.accelerator} is for RISC-V guests",
+            cause="x86-64 runs on KVM or in QEMU",
+            remedy="--arch riscv64",
+        )
     xen = wish.xen or (named and is_for_domains_only(wish.guest))
     image = built(wish.guest, XEN if xen else BARE) if named else find_file(wish.guest)
     kernel = Kernel() if named else look(image)
@@ -107,6 +118,8 @@ def built(name: str, platform: str) -> Path:
     from toolkit.building import announce_build
 
     if platform not in guests()[name].platforms:
+        if platform == RISCV64:
+            raise ImageError(name, "is not made for RISC-V", cause="it is about x86 processors, or about Xen")
         raise ImageError(name, "is not made for Xen domains", cause="it drives what only a machine has: virtio-mmio")
     announce_build()
     return image(name, platform)
@@ -123,6 +136,18 @@ def find_file(name: str) -> Path:
     close = difflib.get_close_matches(name, guests(), n=1)
     remedy = f"vtk run {close[0]}" if close else "vtk guest list"
     raise ImageError(name, "no guest and no file is called so", remedy=remedy)
+
+
+def is_riscv64(name: str) -> bool:
+    """Whether the file called so is an ELF file for RISC-V."""
+    from minivmm.boot.elf import EM_RISCV, MAGIC
+
+    try:
+        with open(name, "rb") as file:
+            start = file.read(20)
+    except OSError:  # whoever loads it will say so
+        return False
+    return start[:4] == MAGIC and int.from_bytes(start[18:20], "little") == EM_RISCV
 
 
 def look(image: Path) -> Kernel:
@@ -181,6 +206,41 @@ def _domain(wish: Wish, image: Path, kernel: Kernel) -> Plan:
             )
 
     return Plan(image, XEN, "kvm", "", build)
+
+
+def _emulated(wish: Wish, image: Path) -> Plan:
+    """A RISC-V machine. What it does not have is refused, not ignored."""
+    lacks = {
+        "--xen": (wish.xen, "Xen domains are of this host's processor"),
+        "--initrd": (wish.initrd is not None, "the machine has no loader for it"),
+        "--audit": (bool(wish.audit), "it has no frames of Xen's"),
+        "--boot": (wish.boot != "auto", "there is one way to boot it: ELF or raw, with a device tree"),
+        "--cpus": (wish.cpus != 1, "it has one hart"),
+        f"--accel {wish.accelerator}": (
+            wish.accelerator is not None and wish.accelerator not in EMULATORS,
+            "its processor is emulated, by interpretation or by translation",
+        ),
+    }
+    for option, (given, cause) in lacks.items():
+        if given:
+            raise ConfigError(f"{option} does not go with a RISC-V machine", cause=cause, remedy="leave it out")
+    accelerator = wish.accelerator or "translate"
+
+    def build(console: Callable[[bytes], None] | None) -> RiscvMachine:
+        from minivmm import RiscvMachine
+
+        return RiscvMachine(
+            image,
+            memory=MEMORY if wish.memory is None else wish.memory,
+            cmdline=wish.cmdline,
+            disks=wish.disks,
+            virtio_console=wish.virtio_console,
+            rng=wish.rng,
+            console=console,
+            accelerator=accelerator,
+        )
+
+    return Plan(image, RISCV64, accelerator, "", build)
 
 
 def _machine(wish: Wish, image: Path) -> Plan:

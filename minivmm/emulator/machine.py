@@ -240,6 +240,10 @@ class RiscvMachine:
         names = ("instructions", "traps", "blocks", "decoded", "invalidated", "flushed", "walks")
         return {name: getattr(figures, name) for name in names if getattr(figures, name)}
 
+    def kernel_stats(self) -> dict[str, int]:
+        """Of the host's kernel: it knows nothing of this machine."""
+        return {}
+
     @property
     def figures(self) -> Figures:
         """Instructions and what they cost; the times when the run is over."""

@@ -11,7 +11,7 @@ import click
 from minivmm.outcome import Outcome
 from toolkit.cli import ExitStatus, run_report
 from toolkit.cli.sizes import Size
-from toolkit.machines import BARE, Wish, plan
+from toolkit.machines import EMULATORS, RISCV64, XEN, Wish, plan
 
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
@@ -31,6 +31,7 @@ Examples:
   vtk run ./kernel.elf --mem 256M --disk disk.img --disk data.img,ro
   echo quit | vtk run bench --json
   vtk run hello --xen
+  vtk run hello --arch riscv64 --accel interpret
   vtk run --xen vmlinuz --initrd initrd.cpio --append "quiet"
 
 \b
@@ -96,8 +97,12 @@ def _complete_guest(_ctx: click.Context, _param: click.Parameter, incomplete: st
 @click.option(
     "--accel",
     "accelerator",
-    type=click.Choice(["kvm", "tcg"]),
-    help="kvm: minivmm. tcg: QEMU microvm, emulated.  [default: kvm where it is usable]",
+    type=click.Choice(["kvm", "tcg", *EMULATORS]),
+    help="kvm: minivmm. tcg: QEMU microvm, emulated. interpret, translate: a RISC-V machine of minivmm's."
+    "  [default: kvm where it is usable; translate]",
+)
+@click.option(
+    "--arch", type=click.Choice(["x86_64", RISCV64]), help="The guest's processor.  [default: the file's; x86_64]"
 )
 @click.option(
     "--boot", type=click.Choice(["auto", "pvh", "linux64"]), default="auto", show_default=True, help="Boot protocol."
@@ -125,6 +130,7 @@ def run(
     append: str,
     timeout: float | None,
     accelerator: str | None,
+    arch: str | None,
     boot: str,
     virtio_console: bool,
     rng: bool,
@@ -146,7 +152,7 @@ def run(
     from toolkit.console import Output, Session
 
     _end_with_parent()
-    wish = Wish(guest, memory, cpus, append, disks, boot, virtio_console, rng, accelerator, xen, initrd, audit)
+    wish = Wish(guest, memory, cpus, append, disks, boot, virtio_console, rng, accelerator, xen, initrd, audit, arch)
     planned = plan(wish)
     if planned.reason:
         click.echo(f"vtk: running under QEMU's emulation: {planned.reason}", err=True)
@@ -155,7 +161,7 @@ def run(
         at_terminal = terminal.is_ours(0)
         session = Session(machine, output, read_input=not (as_json and at_terminal))
         if session.interactive and sys.stderr.isatty():
-            how = planned.accelerator if planned.platform == BARE else "Xen's interface"
+            how = "Xen's interface" if planned.platform == XEN else planned.accelerator
             click.echo(f"vtk: {guest} on {how}; {terminal.BANNER}", err=True)
         if timeout is None:
             timeout = 86400.0 if session.interactive else 60.0

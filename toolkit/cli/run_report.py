@@ -7,10 +7,16 @@ import sys
 import click
 
 from minivmm.outcome import Outcome, RunResult
-from toolkit.machines import BARE, Plan
+from toolkit.machines import BARE, RISCV64, XEN, Plan
 
 SCHEMA = 1
 REGISTERS_A_ROW = 3
+WHENCE = {
+    BARE: "exits to user space",
+    XEN: "hypercalls, and what else it left ring 3 for",
+    RISCV64: "what was emulated",
+}
+"""What RunResult.exits counts."""
 
 
 def print_outcome(result: RunResult, *, mid_line: bool) -> None:
@@ -55,8 +61,7 @@ def print_json(guest: str, planned: Plan, result: RunResult) -> None:
 
 def print_stats(planned: Plan, result: RunResult, counters: dict[str, int]) -> None:
     """The counters that count something, the largest first, on standard error."""
-    whence = "exits to user space" if planned.platform == BARE else "hypercalls, and what else it left ring 3 for"
-    for title, numbers in ((whence, result.exits), ("KVM's counters", counters)):
+    for title, numbers in ((WHENCE[planned.platform], result.exits), ("KVM's counters", counters)):
         shown = {name: number for name, number in numbers.items() if number}
         if shown:
             click.echo(f"{title}:", err=True)
