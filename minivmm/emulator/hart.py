@@ -68,6 +68,11 @@ class Hart:
     def _make_code(self) -> CodeCache:
         return CodeCache(self, self.space)
 
+    @property
+    def figures(self) -> dict[str, int]:
+        """What executing took beyond what every hart counts, by name."""
+        return {}
+
     def close(self) -> None:
         """Gives back what the host gave; it executes nothing any more."""
 

@@ -238,7 +238,8 @@ class RiscvMachine:
         """What happened in the run, by name: the counts of `figures`."""
         figures = self.figures
         names = ("instructions", "traps", "blocks", "decoded", "invalidated", "flushed", "walks")
-        return {name: getattr(figures, name) for name in names if getattr(figures, name)}
+        counted = {name: getattr(figures, name) for name in names} | self.hart.figures
+        return {name: value for name, value in counted.items() if value}
 
     def kernel_stats(self) -> dict[str, int]:
         """Of the host's kernel: it knows nothing of this machine."""

@@ -33,6 +33,7 @@ Examples:
   vtk run hello --xen
   vtk run hello --arch riscv64 --accel interpret
   vtk run --xen vmlinuz --initrd initrd.cpio --append "quiet"
+  vtk run --user ./program --root . -- -v file
 
 \b
 Exit status, by how the guest ended:
@@ -81,6 +82,7 @@ def _complete_guest(_ctx: click.Context, _param: click.Parameter, incomplete: st
 
 @click.command(epilog=HELP_END)
 @click.argument("guest", metavar="GUEST|FILE", shell_complete=_complete_guest)
+@click.argument("arguments", metavar="[-- ARGUMENTS...]", nargs=-1)
 @click.option("--mem", "memory", metavar="SIZE", type=Size(), help="RAM.  [default: 64M; a Linux domain 256M]")
 @click.option("--cpus", metavar="N", type=click.IntRange(1), default=1, show_default=True, help="Virtual CPUs.")
 @click.option(
@@ -120,10 +122,18 @@ def _complete_guest(_ctx: click.Context, _param: click.Parameter, incomplete: st
     default=0,
     help="Count all uses of a domain's frames again after every N exits; a wrong count ends it.",
 )
+@click.option("--user", is_flag=True, help="FILE is a static Linux program for riscv64: run it, without a kernel.")
+@click.option(
+    "--root",
+    metavar="DIR",
+    type=click.Path(path_type=Path, exists=True, file_okay=False),
+    help="The directory that such a program sees as its /.  [default: no files at all]",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object at the end, console included.")
 @click.option("--stats", is_flag=True, help="Print exits and KVM's counters on standard error.")
 def run(
     guest: str,
+    arguments: tuple[str, ...],
     memory: int | None,
     cpus: int,
     disks: list[Disk],
@@ -137,6 +147,8 @@ def run(
     xen: bool,
     initrd: Path | None,
     audit: int,
+    user: bool,
+    root: Path | None,
     as_json: bool,
     stats: bool,
 ) -> int:
@@ -145,6 +157,10 @@ def run(
     An ELF kernel boots as a machine. One that was made for Xen domains only
     becomes one; --xen makes one of any kernel that can be, a Linux bzImage too.
 
+    --user runs a statically linked Linux program for riscv64 instead, its system
+    calls answered by vtk; its exit status is that of vtk, 128 + the signal's
+    number when one ends it.
+
     Its console is this terminal, or standard input and output where they are
     files and pipes. The outcome is said on standard error.
     """
@@ -152,6 +168,27 @@ def run(
     from toolkit.console import Output, Session
 
     _end_with_parent()
+    if user:
+        from toolkit.cli import run_program
+
+        for option, given in {
+            "--disk": disks,
+            "--append": append,
+            "--boot": boot != "auto",
+            "--cpus": cpus != 1,
+            "--virtio-console": virtio_console,
+            "--rng": rng,
+            "--xen": xen,
+            "--initrd": initrd,
+            "--audit": audit,
+            "--arch x86_64": arch == "x86_64",
+            f"--accel {accelerator}": accelerator not in (None, *EMULATORS),
+        }.items():
+            if given:
+                raise click.UsageError(f"{option} is a machine's; --user runs a program")
+        return run_program.run(guest, arguments, memory, timeout, accelerator or "translate", root, as_json, stats)
+    if arguments or root is not None:
+        raise click.UsageError(f"{'--root' if root else arguments[0]!r} goes with a program: --user")
     wish = Wish(guest, memory, cpus, append, disks, boot, virtio_console, rng, accelerator, xen, initrd, audit, arch)
     planned = plan(wish)
     if planned.reason:

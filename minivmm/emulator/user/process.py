@@ -189,9 +189,17 @@ class Process:
         except KeyboardInterrupt:
             return RunResult(Outcome.INTERRUPTED, "interrupted from the keyboard", seconds=time.monotonic() - started)
 
+    @property
+    def figures(self) -> dict[str, int]:
+        """Instructions, system calls, and what the engine made."""
+        hart, code = self.hart, self.hart.code
+        found = {"instructions": hart.retired, "system calls": hart.traps, "blocks": code.made, "decoded": code.decoded}
+        return found | hart.figures
+
     def trap(self, pc: int, cause: int, tval: int) -> None:
         """An exception: a system call, or the end."""
         hart = self.hart
+        hart.traps += 1
         if cause != Cause.ECALL_FROM_U:
             name = Cause(cause).name.lower().replace("_", " ")
             self.die(_SIGNALS.get(Cause(cause), signal.SIGSEGV), f"{name} at {pc:#x}, address {tval:#x}")

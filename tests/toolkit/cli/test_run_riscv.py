@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from guest_os import image
+from tests.minivmm.emulator.programs import compile_program
 from toolkit.cli import ExitStatus
 
 LINE = [sys.executable, "-m", "toolkit.cli", "run"]
@@ -58,3 +59,42 @@ def test_a_guest_without_end_is_ended_at_the_deadline(tmp_path: Path) -> None:
     done = vtk_run(str(loop), "--arch", "riscv64", "--timeout", "0.3")
     assert done.returncode == 24
     assert "deadline" in done.stderr
+
+
+@pytest.fixture(scope="module")
+def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Writes its arguments; its exit status is their number, itself included; without any it crashes."""
+    body = """
+        long start(long *stack)
+        {
+            for (long i = 1; i < stack[0]; i++) say(((char **)(stack + 1))[i]), say("\\n");
+            if (stack[0] == 1) *(volatile int *)0 = 0;
+            return stack[0];
+        }"""
+    return compile_program(tmp_path_factory.mktemp("program"), body)
+
+
+@pytest.mark.parametrize("accelerator", ["interpret", "translate"])
+def test_a_linux_program_gets_its_arguments_and_gives_its_status(program: Path, accelerator: str) -> None:
+    done = vtk_run("--user", str(program), "--accel", accelerator, "--", "-v", "two words")
+    assert (done.returncode, done.stdout, done.stderr) == (3, "-v\ntwo words\n", "")
+
+
+def test_a_program_that_crashes_is_told_and_gives_128_and_the_signal(program: Path) -> None:
+    done = vtk_run("--user", str(program))
+    assert done.returncode == 128 + 11
+    assert "SIGSEGV: store page fault at" in done.stderr
+
+
+def test_the_report_of_a_program_is_alone_on_standard_output(program: Path) -> None:
+    done = vtk_run("--user", str(program), "--json", "--", "word")
+    report = json.loads(done.stdout)
+    assert (report["outcome"], report["exit_status"], done.returncode) == ("exited", 2, 2)
+    assert report["figures"]["system calls"] == 3
+    assert done.stderr == "word\n"
+
+
+def test_options_of_machines_are_refused_beside_user(program: Path) -> None:
+    for options in (("--disk", "x"), ("--xen",), ("--cpus", "2"), ("--accel", "kvm")):
+        assert vtk_run("--user", str(program), *options).returncode == ExitStatus.USAGE
+    assert vtk_run("hello", "word").returncode == ExitStatus.USAGE

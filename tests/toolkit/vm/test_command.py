@@ -16,7 +16,28 @@ from tests.toolkit.vm.conftest import MakeMachine
 from toolkit.cli import ExitStatus, invoke
 from toolkit.cli.vm import vm
 
-VERBS = tuple("create start stop kill list show console exec pause resume snapshot restore balloon migrate top wait logs delete".split())  # noqa: SIM905
+VERBS = tuple(
+    [
+        "create",
+        "start",
+        "stop",
+        "kill",
+        "list",
+        "show",
+        "console",
+        "exec",
+        "pause",
+        "resume",
+        "snapshot",
+        "restore",
+        "balloon",
+        "migrate",
+        "top",
+        "wait",
+        "logs",
+        "delete",
+    ]
+)
 LINE = [sys.executable, "-m", "toolkit.cli", "vm"]
 
 

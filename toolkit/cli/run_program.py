@@ -1,0 +1,66 @@
+"""`vtk run --user`: a Linux program for riscv64, on this terminal like any other program."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import click
+
+from minivmm.outcome import Outcome
+
+MEMORY = 1 << 30  # bytes it may fill, where the user does not say
+SCHEMA = 1
+
+
+def run(
+    program: str,
+    arguments: tuple[str, ...],
+    memory: int | None,
+    timeout: float | None,
+    accelerator: str,
+    root: Path | None,
+    as_json: bool,
+    stats: bool,
+) -> int:
+    """Returns its exit status. With `as_json` what it writes to standard output goes to standard error, and the report
+    is alone on standard output. Raises VtkError."""
+    from minivmm.emulator.user.process import Process
+
+    environment = [f"{name}={value}" for name, value in os.environ.items()]
+    with Process(
+        program,
+        arguments,
+        environment=environment,
+        root=root,
+        memory=MEMORY if memory is None else memory,
+        translate=accelerator == "translate",
+    ) as process:
+        if as_json:
+            process.files.replace(1, os.dup(2))
+        result = process.run(timeout)
+        counters = process.figures
+        unknown = dict(process.unknown.items())
+    status = result.exit_status if result.code is None else result.code
+    if as_json:
+        report = {
+            "schema": SCHEMA,
+            "program": program,
+            "accelerator": accelerator,
+            "outcome": result.outcome.value,
+            "detail": result.detail,
+            "exit_status": status,
+            "seconds": round(result.seconds, 6),
+            "figures": counters,
+            "unknown_system_calls": unknown,
+        }
+        click.echo(json.dumps(report))
+    elif result.outcome not in (Outcome.SHUTDOWN, Outcome.EXITED):
+        click.echo(f"vtk: {program}: {result.outcome.value} after {result.seconds:.3f} s: {result.detail}", err=True)
+    for number, count in unknown.items():
+        click.echo(f"vtk: {program}: system call {number} is not known here: ENOSYS, {count} times", err=True)
+    if stats:
+        for name, value in counters.items():
+            click.echo(f"  {name:<28}{value:>14,}", err=True)
+    return status
