@@ -16,27 +16,9 @@ from tests.toolkit.vm.conftest import MakeMachine
 from toolkit.cli import ExitStatus, invoke
 from toolkit.cli.vm import vm
 
-VERBS = tuple(
-    [
-        "create",
-        "start",
-        "stop",
-        "kill",
-        "list",
-        "show",
-        "console",
-        "exec",
-        "pause",
-        "resume",
-        "snapshot",
-        "restore",
-        "balloon",
-        "migrate",
-        "top",
-        "wait",
-        "logs",
-        "delete",
-    ]
+VERBS = (
+    *("create", "start", "stop", "kill", "list", "show", "console", "exec", "pause"),
+    *("resume", "snapshot", "restore", "balloon", "migrate", "top", "wait", "logs", "delete"),
 )
 LINE = [sys.executable, "-m", "toolkit.cli", "vm"]
 
