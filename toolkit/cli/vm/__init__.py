@@ -55,7 +55,8 @@ class VmGroup(click.Group):
 def vm() -> None:
     """Virtual machines that stay: made, started and reached by name.
 
-    Each is a QEMU process of yours; no root and no daemon are needed.
+    Each is a QEMU process of yours, without root and without a daemon; or a
+    domain of libvirt's, or a machine of minivmm's (create --provider).
     """
 
 

@@ -137,7 +137,8 @@ def migrate(name: str, destination: str, as_json: bool) -> None:
     """Move a machine to another process, while it runs.
 
     Without --to: to a new process of the QEMU that is installed now, which is
-    how a machine comes to an upgraded one without being shut down.
+    how a machine comes to an upgraded one without being shut down. With --to a
+    domain of libvirt's goes to the libvirt at that URI: another host's.
     """
     machine = find(name)
     with _progress(machine, hidden=as_json):
