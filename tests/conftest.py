@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import stat
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -46,8 +47,9 @@ def ordinary_user(tmp_path: Path) -> Iterator[None]:
     if os.geteuid() != 0:
         yield
         return
-    for folder in (tmp_path, *tmp_path.parents[:2]):  # pytest's own are closed to others
-        folder.chmod(0o755)
+    for folder in (tmp_path, *tmp_path.parents):
+        if not folder.stat().st_mode & stat.S_IXOTH:  # pytest's own are closed to others
+            folder.chmod(0o755)
     os.chown(tmp_path, NOBODY, NOBODY)
     for path in tmp_path.iterdir():
         os.chown(path, NOBODY, NOBODY)

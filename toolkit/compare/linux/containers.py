@@ -149,7 +149,7 @@ class Containers:
             # The fact reads "Docker 28.2.2, /var/run/docker.sock".
             path = self._fact.value.rpartition(", ")[2]
             self._client = docker.DockerClient(base_url=f"unix://{path}", timeout=API_TIMEOUT)
-            # A name for each vtk, with a host: Podman 4.3 ignores the tag, and looks for other names at docker.io.
+            # A name for each vtk, with a host: Podman 4.3 ignores the tag, and looks for other names in a registry.
             repository = f"localhost/{REPOSITORY}-{os.getpid()}"
             self._client.api.import_image_from_data(_root(), repository=repository, tag="latest")
             self._image = f"{repository}:latest"
