@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
-import stat
 import signal
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 
