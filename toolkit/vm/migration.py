@@ -7,8 +7,8 @@ killed, both ends close, QEMU's migration fails, the old process goes on by itse
 arrived both stand still, and the move is done by ending the old one: see presence, which tells who is the machine.
 
 An emulated machine stands still from the first byte on: TCG may miss that a page was written to after it had been sent,
-for a store that finds its page in the TLB says nothing (seen with QEMU 7.2: a busy Linux, moved while it ran, hung in its
-kernel). When vtk is killed meanwhile the old process stays so, and the machine is `paused`.
+for a store that finds its page in the TLB says nothing (seen with QEMU 7.2: a busy Linux, moved while it ran, hung in
+its kernel). When vtk is killed meanwhile the old process stays so, and the machine is `paused`.
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import pwd
 import secrets
@@ -111,6 +112,9 @@ def test_an_ordinary_user_builds_both_images_and_uses_a_machine(vtk: Vtk, user: 
         "root",
         "debian",
     ]
+    live_through(vtk, "d")
+    vtk("vm", "migrate", "d")
+    assert vtk("vm", "exec", "d", "--", "uname").strip() == "Linux"
     vtk("vm", "stop", "d", "--timeout", "200")
     vtk("vm", "create", "t", "--image", "tiny", "--mem", "256M", "--accel", "tcg")
     vtk("vm", "start", "t")
@@ -118,6 +122,42 @@ def test_an_ordinary_user_builds_both_images_and_uses_a_machine(vtk: Vtk, user: 
     vtk("vm", "kill", "t")
     vtk("vm", "delete", "d")
     vtk("vm", "delete", "t")
+    if importlib.util.find_spec("libvirt") is not None and shutil.which("libvirtd", path="/usr/sbin"):
+        on_libvirt(vtk)
     assert vtk("vm", "list") == ""
     left = [path for path in Path("/tmp").glob("vtk-image.*") if path.stat().st_uid == user.pw_uid]
     assert left == []
+
+
+def on_libvirt(vtk: Vtk) -> None:
+    """The same on the user's own libvirt, whose daemon starts when it is asked."""
+    uri = "qemu:///session"
+    vtk(
+        "vm",
+        "create",
+        "l",
+        "--image",
+        "debian",
+        "--mem",
+        "768M",
+        "--accel",
+        "tcg",
+        "--provider",
+        "libvirt",
+        "--uri",
+        uri,
+    )
+    vtk("vm", "start", "l")
+    vtk("vm", "wait", "l", "--for", "ssh", "--timeout", str(BOOT_TIMEOUT - 20))
+    live_through(vtk, "l")
+    vtk("vm", "stop", "l", "--timeout", "200")
+    vtk("vm", "delete", "l")
+
+
+def live_through(vtk: Vtk, name: str) -> None:
+    """A snapshot, what is lost by going back to it, and a balloon."""
+    vtk("vm", "snapshot", name, "clean")
+    vtk("vm", "exec", name, "--", "sh", "-c", "echo after > note")
+    vtk("vm", "restore", name, "clean")
+    assert vtk("vm", "exec", name, "--", "sh", "-c", "ls note 2>/dev/null || echo gone").strip() == "gone"
+    vtk("vm", "balloon", name, "500M", "--wait")
