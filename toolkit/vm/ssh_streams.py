@@ -25,6 +25,7 @@ SIGNALLED = 255  # the status of a command that a signal ended: ssh(1) gives the
 CHUNK = 64 << 10  # bytes of input read at a time
 TAKEN = 1 << 20  # bytes of output taken at a time
 END_GRACE = 1.0  # seconds a command has to end when it was told to
+LOOK = 0.2  # seconds: paramiko's one event for two streams can be lost, when one is emptied as the other is filled
 
 Sink = Callable[[bytes], None]
 Source = int | bytes | None
@@ -144,7 +145,7 @@ def relay(
             if ended:
                 continue
             watched = [channel.fileno()] + ([] if bell is None else [bell.fileno()])
-            readable, _, _ = select.select(watched, [], [], left)
+            readable, _, _ = select.select(watched, [], [], LOOK if left is None else min(left, LOOK))
             if bell is not None and bell.fileno() in readable and rung(bell.heard()):
                 return None
         return _status(machine, channel)
