@@ -105,13 +105,15 @@ def test_no_guest_outlives_its_test(pytester: pytest.Pytester) -> None:
     pytester.makepyfile(f"""
         import threading
 
+        BEFORE = set(threading.enumerate())
+
         def test_fails(vtk_machine):
             for _ in range(3):
                 vtk_machine({str(guest_os.image("spin"))!r}, timeout=600)
             assert False
 
         def test_nothing_is_left():
-            assert [thread.name for thread in threading.enumerate() if "vtk" in thread.name] == []
+            assert [thread.name for thread in threading.enumerate() if thread not in BEFORE] == []
     """)
     pytester.runpytest_inprocess().assert_outcomes(failed=1, passed=1)
 
