@@ -113,7 +113,10 @@ def test_no_guest_outlives_its_test(pytester: pytest.Pytester) -> None:
             assert False
 
         def test_nothing_is_left():
-            assert [thread.name for thread in threading.enumerate() if thread not in BEFORE] == []
+            came = [thread for thread in threading.enumerate() if thread not in BEFORE]
+            for thread in came:
+                thread.join(10.0)  # one may be giving memory back; a guest's would go on
+            assert [thread.name for thread in came if thread.is_alive()] == []
     """)
     pytester.runpytest_inprocess().assert_outcomes(failed=1, passed=1)
 
