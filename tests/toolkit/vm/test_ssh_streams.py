@@ -150,8 +150,9 @@ def on_a_terminal(*words: str) -> Iterator[Screen]:
 def test_a_shell_has_a_terminal_of_the_windows_size_and_is_left_by_the_escape(reached: Reached) -> None:
     reached()
     with on_a_terminal("ssh", "a") as screen:
+        prompt = b"# " if os.geteuid() == 0 else b"$ "
         screen.resize(33, 101)
-        screen.until(b"# " if os.geteuid() == 0 else b"$ ")
+        screen.until(prompt)
         screen.type(b"echo is-$TERM; stty size\r")
         screen.until(b"is-vt220\r\n")
         screen.until(b"33 101\r\n")
@@ -161,6 +162,7 @@ def test_a_shell_has_a_terminal_of_the_windows_size_and_is_left_by_the_escape(re
         screen.type(b"sh -c \"echo be''gun; exec cat\"\r")
         screen.until(b"begun\r\n")
         screen.type(b"\x03")  # Ctrl-C is the guest's
+        screen.until(prompt)  # what is typed before goes with what was interrupted
         screen.type(b"echo sti''ll\r")
         screen.until(b"still\r\n")
         screen.type(b"\r~.")
