@@ -47,6 +47,7 @@ COMMANDS = {
     "bench": Entry("toolkit.cli.bench", "bench", "What minivmm itself costs, against C and QEMU."),
     "lab": Entry("toolkit.cli.lab", "lab", "Each idea as a claim, an experiment and a verdict."),
     "vm": Entry("toolkit.cli.vm", "vm", "Virtual machines that stay, made, started and reached by name."),
+    "top": Entry("toolkit.cli.vm.figures", "top", "What those machines use, as it goes (vtk vm top)."),
     "metrics": Entry("toolkit.cli.metrics", "metrics", "What those machines use, for Prometheus."),
     "completion": Entry("toolkit.cli.completion", "completion", "Print the shell's completion script."),
 }
