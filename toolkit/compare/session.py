@@ -133,6 +133,25 @@ def silence(buffer: LineBuffer) -> SessionSilent:
     return SessionSilent("no answer in time")
 
 
+def read_line(fd: int, poll: select.poll, buffer: LineBuffer, deadline: float) -> tuple[int, bytes] | None:
+    """The next protocol line from a descriptor that `poll` watches, and when it came (ns); None at its end.
+
+    Raises what `silence` makes when none has come at `deadline` (time.monotonic).
+    """
+    while not buffer.lines:
+        remaining = deadline - time.monotonic()
+        if remaining <= 0:
+            raise silence(buffer)
+        if not poll.poll(remaining * 1000):
+            continue
+        chunk = os.read(fd, READ_SIZE)
+        now = time.monotonic_ns()
+        if not chunk:
+            return None
+        buffer.feed(chunk, now)
+    return buffer.lines.popleft()
+
+
 class ProcessSession:
     """A child process with its own process group, commands on its stdin, lines on its stdout.
 
@@ -174,19 +193,10 @@ class ProcessSession:
 
     def read_line(self, deadline: float) -> tuple[int, bytes]:
         """See Session."""
-        buffer = self._buffer
-        while not buffer.lines:
-            remaining = deadline - time.monotonic()
-            if remaining <= 0:
-                raise silence(buffer)
-            if not self._poll.poll(remaining * 1000):
-                continue
-            chunk = os.read(self._stdout.fileno(), READ_SIZE)
-            now = time.monotonic_ns()
-            if not chunk:
-                raise self._ended()
-            buffer.feed(chunk, now)
-        return buffer.lines.popleft()
+        line = read_line(self._stdout.fileno(), self._poll, self._buffer, deadline)
+        if line is None:
+            raise self._ended()
+        return line
 
     def exits(self) -> dict[str, int]:
         """A process has none."""

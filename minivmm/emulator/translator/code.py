@@ -24,7 +24,7 @@ from minivmm.emulator.translator.emit import EMIT, ENDS
 from minivmm.emulator.translator.emitter import Emitter
 from minivmm.emulator.translator.registers import BUDGET_REGISTER, HOST, SAVED, STATE, slot
 from minivmm.emulator.translator.sites import Kind, Site
-from minivmm.emulator.translator.state import BUDGET, RBP_OFFSET, State
+from minivmm.emulator.translator.state import BUDGET, RBP_OFFSET
 from minivmm.emulator.translator.x86 import Reg
 from minivmm.emulator.traps import Trap
 from minivmm.memory import PAGE_SIZE
@@ -56,9 +56,8 @@ class TranslatedBlock:
 class TranslatedCode(CodeCache):
     """Finds, makes and chains blocks for one hart."""
 
-    def __init__(self, hart: TranslatingHart, space: AddressSpace, state: State, size: int) -> None:
+    def __init__(self, hart: TranslatingHart, space: AddressSpace, size: int) -> None:
         super().__init__(hart, space)
-        self._state = state
         self.buffer = CodeBuffer(size)
         self.sites: list[Site | None] = []
         """By number; None is a look-up in the jump cache in vain."""

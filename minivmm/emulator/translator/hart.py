@@ -42,7 +42,7 @@ class TranslatingHart(Hart):
         return TranslatingMmu(self.space, self.state)
 
     def _make_code(self) -> CodeCache:
-        return TranslatedCode(self, self.space, self.state, self.buffer_size)
+        return TranslatedCode(self, self.space, self.buffer_size)
 
     @property
     def figures(self) -> dict[str, int]:

@@ -28,6 +28,8 @@ class Files:
     def __init__(self, root: str | None) -> None:
         self._root = os.open(root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC) if root is not None else -1
         self._open: dict[int, int] = {number: number for number in range(3)}
+        self.listings: dict[int, list[bytes]] = {}
+        """What getdents64(2) has not told yet of a directory, by this process' descriptor."""
         self.cwd = "/"
 
     def host(self, number: int) -> int:
@@ -56,6 +58,7 @@ class Files:
         """Raises OSError (EBADF)."""
         descriptor = self.host(number)
         del self._open[number]
+        self.listings.pop(descriptor, None)
         if descriptor > 2:
             os.close(descriptor)
 

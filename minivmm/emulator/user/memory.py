@@ -97,7 +97,7 @@ class ProcessMemory:
 
     def find_room(self, length: int, hint: int = 0) -> int:
         """Where `length` bytes fit. Raises NoMemory."""
-        if hint and hint % PAGE_SIZE == 0 and hint + length <= MMAP_TOP and self._is_free(hint, hint + length):
+        if hint and hint % PAGE_SIZE == 0 and hint + length <= MMAP_TOP and self.is_free(hint, length):
             return hint
         high = MMAP_TOP
         for segment in reversed(self._segments):
@@ -110,12 +110,10 @@ class ProcessMemory:
             raise NoMemory
         return high - length
 
-    def _is_free(self, start: int, end: int) -> bool:
-        return all(segment.end <= start or segment.start >= end for segment in self._segments)
-
     def is_free(self, start: int, length: int) -> bool:
         """Whether nothing is mapped there."""
-        return self._is_free(start, start + length)
+        end = start + length
+        return all(segment.end <= start or segment.start >= end for segment in self._segments)
 
     def _pages_in(self, start: int, end: int) -> list[int]:
         first, last = start >> PAGE_SHIFT, end + PAGE_SIZE - 1 >> PAGE_SHIFT
@@ -166,8 +164,8 @@ class ProcessMemory:
         """Raises Trap, as the program's own load would."""
         return b"".join(bytes(view) for view in self.views(address, length, Access.LOAD))
 
-    def write(self, address: int, data: bytes | bytearray | memoryview) -> None:
-        """Raises Trap, as the program's own store would; what comes before the page that faults is written."""
+    def write(self, address: int, data: bytes) -> None:
+        """Raises Trap, as the program's own store would, and then nothing is written."""
         at = 0
         for view in self.views(address, len(data), Access.STORE):
             view[:] = data[at : at + len(view)]

@@ -85,7 +85,6 @@ class Process:
         """System calls that were answered with ENOSYS, by name or number, and how often."""
         self.calls = Tally()
         """System calls that were made."""
-        self._offsets: dict[int, list[bytes]] = {}
         self._deadline = 0.0
         elf = Elf(program, read_image(Path(program)), machines=(EM_RISCV,))
         with contextlib.ExitStack() as undo:
@@ -230,10 +229,8 @@ class Process:
     # --- for system calls --------------------------------------------------------------------------------------------
     def store(self, address: int, data: bytes) -> None:
         """Writes to the program's memory. Raises Trap."""
-        at, code = 0, self.hart.code
-        for view in self.memory.views(address, len(data), Access.STORE):
-            view[:] = data[at : at + len(view)]
-            at += len(view)
+        self.memory.write(address, data)
+        code = self.hart.code
         if code.made:  # what was written may be instructions
             for page in range(address & ~(PAGE_SIZE - 1), address + len(data), PAGE_SIZE):
                 offset = self.memory.translate(max(page, address), Access.STORE) - RAM_BASE
@@ -260,10 +257,10 @@ class Process:
     def directory_entries(self, number: int, buffer: int, size: int) -> int:
         """getdents64(2): struct linux_dirent64. Entries are read once an open file."""
         host = self.files.host(number)
-        left = self._offsets.get(host)
+        left = self.files.listings.get(host)
         if left is None:
             left = []
-            with os.scandir(os.dup(host)) as entries:
+            with os.scandir(host) as entries:
                 for at, entry in enumerate(entries, 1):
                     kind = 4 if entry.is_dir(follow_symlinks=False) else 10 if entry.is_symlink() else 8
                     name = os.fsencode(entry.name) + b"\0"
@@ -274,9 +271,9 @@ class Process:
             found += left.pop(0)
         if left and not found:
             raise OSError(22, os.strerror(22))
-        self._offsets[host] = left
+        self.files.listings[host] = left
         if not found:
-            del self._offsets[host]
+            del self.files.listings[host]
         self.store(buffer, bytes(found))
         return len(found)
 

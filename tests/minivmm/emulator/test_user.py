@@ -144,6 +144,31 @@ def test_files_are_those_below_the_root_whatever_the_path_says(
     assert not (root / "inside").exists()
 
 
+def test_a_directory_is_listed_whole_each_time_it_is_opened_and_costs_no_descriptor(
+    build: Build, translate: bool, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("one", "two", "three"):
+        (tmp_path / name).touch()
+    program = build("""
+        long start(long *stack)
+        {
+            char entries[40];
+            long first = CALL(OPENAT, HERE, "/", 0200000, 0);
+            if (CALL(61, first, entries, 40, 0) <= 0 || CALL(CLOSE, first, 0, 0, 0)) return 1; /* left halfway */
+            for (int round = 0; round < 2; round++) {
+                long directory = CALL(OPENAT, HERE, "/", 0200000, 0), got;
+                if (directory != first) return 2;
+                while ((got = CALL(61, directory, entries, 40, 0)) > 0) say(entries + 19), say(" ");
+                if (got < 0 || CALL(CLOSE, directory, 0, 0, 0)) return 3;
+            }
+            return 0;
+        }""")
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    assert run(program, translate=translate, root=tmp_path).outcome is Outcome.SHUTDOWN
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
+    assert sorted(capfd.readouterr().out.split()) == sorted(["one", "two", "three"] * 2)
+
+
 def test_without_a_root_there_are_no_files(build: Build, translate: bool) -> None:
     program = build('long start(long *stack) { return CALL(OPENAT, HERE, "/etc/passwd", 0, 0) != -2; }')
     assert run(program, translate=translate).outcome is Outcome.SHUTDOWN

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from minivmm.errors import HostError
 from toolkit.compare.linux.kinds import Running, await_ready
 from toolkit.compare.linux.memory import Memory, memory_of, parent_of
-from toolkit.compare.session import READ_SIZE, LineBuffer, Session, SessionEnded, silence
+from toolkit.compare.session import LineBuffer, Session, SessionEnded, read_line
 from toolkit.compare.techniques import Obstacle
 from toolkit.host import Host, State
 
@@ -54,19 +54,10 @@ class SocketSession:
 
     def read_line(self, deadline: float) -> tuple[int, bytes]:
         """See Session."""
-        buffer = self._buffer
-        while not buffer.lines:
-            remaining = deadline - time.monotonic()
-            if remaining <= 0:
-                raise silence(buffer)
-            if not self._poll.poll(remaining * 1000):
-                continue
-            chunk = os.read(self._line.fileno(), READ_SIZE)
-            now = time.monotonic_ns()
-            if not chunk:
-                raise SessionEnded("the container has ended")
-            buffer.feed(chunk, now)
-        return buffer.lines.popleft()
+        line = read_line(self._line.fileno(), self._poll, self._buffer, deadline)
+        if line is None:
+            raise SessionEnded("the container has ended")
+        return line
 
     def exits(self) -> dict[str, int]:
         """A container has none."""
