@@ -1,5 +1,6 @@
 /* The ends a machine can come to, its devices, and the register accesses some workloads measure. */
 #include "machine.h"
+#include "eights.h"
 #include "hal.h"
 #include "riscv.h"
 
@@ -58,9 +59,6 @@ volatile void *hal_device_registers(uint64_t physical, size_t size)
         return NULL;
     return (volatile void *)(DEVICE_BASE + physical);
 }
-
-#define EIGHT_TIMES(statement) \
-    statement(1), statement(2), statement(3), statement(4), statement(5), statement(6), statement(7), statement(8)
 
 static inline uint64_t sscratch_through(uint64_t value)
 {

@@ -1,4 +1,5 @@
 /* The ends a machine can come to, and the register accesses some workloads measure. */
+#include "eights.h"
 #include "hal.h"
 #include "instructions.h"
 #include "machine.h"
@@ -67,9 +68,6 @@ volatile void *hal_device_registers(uint64_t physical, size_t size)
         return NULL;
     return (volatile void *)(physical - DEVICE_PHYSICAL + DEVICE_BASE);
 }
-
-#define EIGHT_TIMES(statement) \
-    statement(1), statement(2), statement(3), statement(4), statement(5), statement(6), statement(7), statement(8)
 
 static inline uint64_t cr8_through(uint64_t value)
 {
