@@ -75,6 +75,7 @@ class Controlled:
         self._machine = make()
         self._state = RunState.PRELAUNCH if paused else RunState.RUNNING
         self._wanted = ""  # what ends the machine from outside, as QAPI's ShutdownCause
+        self._why = ""  # in words
         self._resetting = False
 
     @property
@@ -91,6 +92,8 @@ class Controlled:
                 self._machine.start(timeout)
             result = self._machine.wait()
             with self._lock:
+                if self._wanted and result.outcome is Outcome.RESET:  # the guest was first by a moment: nobody's wish
+                    result = result._replace(outcome=Outcome.INTERRUPTED, detail=self._why)
                 if not self._resets(result):
                     break
                 try:
@@ -162,7 +165,8 @@ class Controlled:
     def quit(self, cause: str, detail: str) -> None:
         """Ends it: `run` returns. `cause` is QAPI's ShutdownCause."""
         with self._lock:
-            self._wanted = self._wanted or cause
+            if not self._wanted:
+                self._wanted, self._why = cause, detail
             self._machine.stop(detail)
 
     def send(self, data: bytes) -> None:

@@ -13,7 +13,7 @@ from guest_os import image
 from minivmm import Machine, XenMachine
 from minivmm.control.controlled import Controlled, RunState
 from minivmm.errors import ConfigError
-from minivmm.outcome import Outcome
+from minivmm.outcome import Outcome, RunResult
 from tests.minivmm.control.conftest import PATIENCE, Serve
 from tests.minivmm.images import print_text, write_elf
 from tests.toolkit.guests import CODES
@@ -101,6 +101,21 @@ def test_a_guest_that_resets_begins_anew_with_fresh_memory(tmp_path: Path) -> No
         assert machine.run().outcome is Outcome.INTERRUPTED
     assert told == ["RESET", "RESET", "RESET", "SHUTDOWN"]
     assert set(shown) == {ord("1")}
+
+
+def test_a_guest_that_resets_in_the_moment_it_is_ended_was_ended(tmp_path: Path) -> None:
+    class LateMachine(Machine):
+        """Told to end when the guest has just reset by itself."""
+
+        def wait(self) -> RunResult:
+            result = super().wait()
+            controlled.quit("host-qmp-quit", "enough")
+            return result
+
+    guest = write_elf(tmp_path, CODES["reset"])
+    with Controlled("m", lambda: LateMachine(guest, memory=16 << 20)) as controlled:
+        result = controlled.run()
+    assert (result.outcome, result.detail) == (Outcome.INTERRUPTED, "enough")
 
 
 def test_a_reset_from_outside_starts_the_kernel_again(serve: Serve, tmp_path: Path) -> None:
