@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import math
 import os
 import select
 import struct
@@ -23,15 +24,21 @@ MAX_IOVECS = 1024
 
 @system_call(SystemCall.READ)
 def _read(process: Process, fd: int, buffer: int, count: int) -> int:
-    data = os.read(process.files.host(signed(fd)), min(count, CHUNK))
+    host = process.files.host(signed(fd))
+    process.wait_for(host, select.POLLIN)
+    data = os.read(host, min(count, CHUNK))
     process.store(buffer, data)
     return len(data)
 
 
 @system_call(SystemCall.WRITE)
 def _write(process: Process, fd: int, buffer: int, count: int) -> int:
-    pieces = process.memory.views(buffer, min(count, CHUNK), Access.LOAD)
-    return os.writev(process.files.host(signed(fd)), pieces or [b""])
+    host = process.files.host(signed(fd))
+    count = process.files.spend(host, min(count, CHUNK))
+    if process.wait_for(host, select.POLLOUT):
+        count = min(count, select.PIPE_BUF)  # so much can be written without waiting (poll(2))
+    pieces = process.memory.views(buffer, count, Access.LOAD)
+    return os.writev(host, pieces or [b""])
 
 
 def _vector(process: Process, address: int, count: int) -> list[tuple[int, int]]:
@@ -71,7 +78,9 @@ def _pread(process: Process, fd: int, buffer: int, count: int, offset: int) -> i
 
 @system_call(SystemCall.PWRITE64)
 def _pwrite(process: Process, fd: int, buffer: int, count: int, offset: int) -> int:
-    return os.pwrite(process.files.host(signed(fd)), process.memory.read(buffer, min(count, CHUNK)), offset)
+    host = process.files.host(signed(fd))
+    count = process.files.spend(host, min(count, CHUNK))
+    return os.pwrite(host, process.memory.read(buffer, count), offset)
 
 
 @system_call(SystemCall.OPENAT)
@@ -147,11 +156,11 @@ def _ppoll(process: Process, address: int, count: int, timeout: int) -> int:
     for fd, events, _ in wanted:
         if fd >= 0:
             poller.register(process.files.host(fd), events)
-    pause = None
+    pause = math.inf
     if timeout:
         seconds, nanoseconds = TIMESPEC.unpack(process.memory.read(timeout, TIMESPEC.size))
-        pause = seconds * 1000 + nanoseconds // 1_000_000
-    ready = dict(poller.poll(pause))
+        pause = seconds + nanoseconds / 1_000_000_000
+    ready = dict(process.poll(poller, pause))
     found = [(fd, events, ready.get(process.files.host(fd), 0) if fd >= 0 else 0) for fd, events, _ in wanted]
     process.store(address, b"".join(POLLFD.pack(*entry) for entry in found))
     return sum(1 for _, _, revents in found if revents)

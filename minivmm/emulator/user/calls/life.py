@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 IDENTITY = 1000  # user and group
 PID = 1
 NANOSECONDS = 1_000_000_000
+SIGNALS = 65
+SIGSET_SIZE = 8  # bytes of sigset_t
+SIGACTION_SIZE = 24  # bytes: riscv has no sa_restorer
 
 
 @system_call(SystemCall.EXIT, SystemCall.EXIT_GROUP)
@@ -171,16 +174,19 @@ def _accepted(_process: Process) -> int:
 
 @system_call(SystemCall.RT_SIGACTION)
 def _rt_sigaction(process: Process, signal: int, new: int, old: int, size: int) -> int:
-    length = 24 if size == 8 else 16 + size
+    if size != SIGSET_SIZE or not 0 < signal < SIGNALS:
+        raise failure(errno.EINVAL)
     if old:
-        process.store(old, process.signal_actions.get(signal, bytes(length)))
+        process.store(old, process.signal_actions.get(signal, bytes(SIGACTION_SIZE)))
     if new:
-        process.signal_actions[signal & 0x7F] = process.memory.read(new, length)
+        process.signal_actions[signal] = process.memory.read(new, SIGACTION_SIZE)
     return 0
 
 
 @system_call(SystemCall.RT_SIGPROCMASK)
 def _rt_sigprocmask(process: Process, _how: int, _new: int, old: int, size: int) -> int:
+    if size != SIGSET_SIZE:
+        raise failure(errno.EINVAL)
     if old:
-        process.store(old, bytes(min(size, 128)))
+        process.store(old, bytes(SIGSET_SIZE))
     return 0

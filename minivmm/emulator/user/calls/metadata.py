@@ -61,6 +61,8 @@ def _readlinkat(process: Process, directory: int, path: int, buffer: int, size: 
             target = os.fsencode(os.readlink(last, dir_fd=parent))
         finally:
             os.close(parent)
+    if signed(size) <= 0:
+        raise failure(errno.EINVAL)
     target = target[:size]
     process.store(buffer, target)
     return len(target)
@@ -75,6 +77,7 @@ def _getdents64(process: Process, fd: int, buffer: int, size: int) -> int:
 def _mkdirat(process: Process, directory: int, path: int, mode: int) -> int:
     parent, last = process.files.parent(process.path(directory, path))
     try:
+        process.files.spend_name()
         os.mkdir(last, mode & 0o777, dir_fd=parent)
     finally:
         os.close(parent)
