@@ -68,7 +68,8 @@ class Process:
     """A program with its arguments, ready to run.
 
     root: the directory it may see, as its `/`; None: no files but the three that are open. memory: bytes of RAM it may
-    fill. quota: bytes it may write to files. translate: by dynamic translation; else interpreted. Raises ImageError, HostError.
+    fill. quota: bytes it may write to files. translate: by dynamic translation; else interpreted.
+    Raises ImageError, HostError.
     """
 
     def __init__(
@@ -341,7 +342,7 @@ class Process:
         if executable:
             self.hart.code.forget()
 
-    # --- what may take long: never beyond the deadline -----------------------------------------------------------------
+    # --- what may take long: never beyond the deadline ---------------------------------------------------------------
     def _allowed(self, seconds: float) -> float:
         return max(min(seconds, self._deadline - time.monotonic(), _LONGEST), 0)
 
