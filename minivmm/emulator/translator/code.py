@@ -129,7 +129,7 @@ class TranslatedCode(CodeCache):
         instructions = self._gather(regime, pc, offset)
         if not instructions:
             return super()._make(regime, pc, offset, 1)
-        return self._translate(regime, instructions)  # type: ignore[arg-type]
+        return self._translate(regime, instructions, offset)  # type: ignore[arg-type]
 
     def _gather(self, regime: Regime, pc: int, offset: int) -> list[tuple[int, Decoded]]:
         """The instructions to translate from `pc`, at `offset` in RAM; none when the first one is to be interpreted."""
@@ -149,7 +149,10 @@ class TranslatedCode(CodeCache):
             offset += decoded.size
         return found
 
-    def _translate(self, regime: TranslatingRegime, instructions: list[tuple[int, Decoded]]) -> TranslatedBlock:
+    def _translate(
+        self, regime: TranslatingRegime, instructions: list[tuple[int, Decoded]], offset: int
+    ) -> TranslatedBlock:
+        """The machine code of instructions that are at `offset` in RAM."""
         first, (last, final) = instructions[0][0], instructions[-1]
         end = last + final.size & _M64
         block = TranslatedBlock(first, len(instructions), end)
@@ -189,8 +192,7 @@ class TranslatedCode(CodeCache):
         for at, site in emitter.chains:
             site.place = block.start + at
         self.made += 1
-        start = self._locate(regime, first)
-        self._cover(start, start + (end - first & _M64), block.count)
+        self._cover(offset, offset + (end - first & _M64), block.count)
         return block
 
     # --- chaining ----------------------------------------------------------------------------------------------------

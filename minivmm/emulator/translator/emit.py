@@ -31,6 +31,30 @@ def emits(*names: str) -> Callable[[Emit], Emit]:
     return register
 
 
+MAX_READY = 1 << 14  # instructions
+_READY: dict[int, bytes] = {}
+
+
+def emits_alike(*names: str) -> Callable[[Emit], Emit]:
+    """As `emits`, where an instruction's code depends on nothing but its own bits and is never left: made once."""
+
+    def register(function: Emit) -> Emit:
+        def emit(e: Emitter, d: Decoded) -> None:
+            code = _READY.get(d.raw)
+            if code is not None:
+                e.code += code
+                return
+            start = len(e.code)
+            function(e, d)
+            if len(_READY) >= MAX_READY:
+                _READY.clear()
+            _READY[d.raw] = bytes(e.code[start:])
+
+        return emits(*names)(emit)
+
+    return register
+
+
 _ALU = {"add": Alu.ADD, "sub": Alu.SUB, "and": Alu.AND, "or": Alu.OR, "xor": Alu.XOR}
 _ALU_IMM = {"andi": Alu.AND, "ori": Alu.OR, "xori": Alu.XOR}
 _WORD = {"addw": Alu.ADD, "subw": Alu.SUB}
@@ -60,7 +84,7 @@ def _constant(e: Emitter, rd: int, value: int) -> None:
         e.commit(rd, RAX)
 
 
-@emits("addi")
+@emits_alike("addi")
 def _addi(e: Emitter, d: Decoded) -> None:
     if not d.rd:
         return
@@ -88,7 +112,7 @@ def _addi(e: Emitter, d: Decoded) -> None:
     e.commit(d.rd, to)
 
 
-@emits(*_ALU_IMM)
+@emits_alike(*_ALU_IMM)
 def _alu_imm(e: Emitter, d: Decoded) -> None:
     if not d.rd:
         return
@@ -110,7 +134,7 @@ def _alu_imm(e: Emitter, d: Decoded) -> None:
     e.commit(d.rd, to)
 
 
-@emits(*_ALU)
+@emits_alike(*_ALU)
 def _binary(e: Emitter, d: Decoded) -> None:
     if not d.rd:
         return
@@ -141,7 +165,7 @@ def _binary(e: Emitter, d: Decoded) -> None:
             e.alu(operation, own, d.rs2)
 
 
-@emits("addiw")
+@emits_alike("addiw")
 def _addiw(e: Emitter, d: Decoded) -> None:
     if not d.rd:
         return
@@ -167,7 +191,7 @@ def _deliver_word(e: Emitter, rd: int, host: Reg) -> None:
     e.commit(rd, to)
 
 
-@emits(*_WORD)
+@emits_alike(*_WORD)
 def _word(e: Emitter, d: Decoded) -> None:
     if d.rd:
         e.move(RAX, d.rs1, False)
@@ -179,7 +203,7 @@ def _shift_of(name: str) -> Shift:
     return Shift.SAR if name.startswith("sra") else _SHIFT[name[:2]]
 
 
-@emits("slli", "srli", "srai")
+@emits_alike("slli", "srli", "srai")
 def _shift_imm(e: Emitter, d: Decoded) -> None:
     if not d.rd:
         return
@@ -192,7 +216,7 @@ def _shift_imm(e: Emitter, d: Decoded) -> None:
     e.commit(d.rd, to)
 
 
-@emits("slliw", "srliw", "sraiw")
+@emits_alike("slliw", "srliw", "sraiw")
 def _shift_imm_word(e: Emitter, d: Decoded) -> None:
     if d.rd:
         e.move(RAX, d.rs1, False)
@@ -201,7 +225,7 @@ def _shift_imm_word(e: Emitter, d: Decoded) -> None:
         _deliver_word(e, d.rd, RAX)
 
 
-@emits("sll", "srl", "sra", "sllw", "srlw", "sraw")
+@emits_alike("sll", "srl", "sra", "sllw", "srlw", "sraw")
 def _shift(e: Emitter, d: Decoded) -> None:
     if not d.rd:
         return
@@ -215,7 +239,7 @@ def _shift(e: Emitter, d: Decoded) -> None:
         _deliver_word(e, d.rd, RAX)
 
 
-@emits("slt", "sltu", "slti", "sltiu")
+@emits_alike("slt", "sltu", "slti", "sltiu")
 def _set(e: Emitter, d: Decoded) -> None:
     if not d.rd:
         return
@@ -228,7 +252,7 @@ def _set(e: Emitter, d: Decoded) -> None:
     e.commit(d.rd, RAX)
 
 
-@emits("mul", "mulw")
+@emits_alike("mul", "mulw")
 def _multiply(e: Emitter, d: Decoded) -> None:
     if not d.rd:
         return
@@ -247,7 +271,7 @@ def _multiply(e: Emitter, d: Decoded) -> None:
         _deliver_word(e, d.rd, RAX)
 
 
-@emits("mulh", "mulhu", "mulhsu")
+@emits_alike("mulh", "mulhu", "mulhsu")
 def _multiply_high(e: Emitter, d: Decoded) -> None:
     if not d.rd:
         return
@@ -260,7 +284,7 @@ def _multiply_high(e: Emitter, d: Decoded) -> None:
     e.commit(d.rd, RDX)
 
 
-@emits("div", "divu", "rem", "remu", "divw", "divuw", "remw", "remuw")
+@emits_alike("div", "divu", "rem", "remu", "divw", "divuw", "remw", "remuw")
 def _divide(e: Emitter, d: Decoded) -> None:
     """7.2, table 7.1: division by zero gives all ones, and the dividend as the remainder; overflow wraps."""
     if not d.rd:

@@ -5,7 +5,9 @@ RAX, RCX and RDX hold nothing from one instruction to the next.
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Callable
+from functools import lru_cache
 
 from minivmm.emulator.decoder import Decoded
 from minivmm.emulator.translator import x86
@@ -30,6 +32,8 @@ class Emitter:
         self._tables = tables
         self._site = site
         self._stubs: list[Callable[[], None]] = []
+        self._exits: list[tuple[int, int, bytes]] = []
+        """Offset of the displacement of a jump out, the number of its site, and what to do before."""
         self.to_exit: list[int] = []
         """Offsets of displacements of jumps to the common exit."""
         self.to_dispatch: list[int] = []
@@ -63,7 +67,7 @@ class Emitter:
 
     def land(self, at: int) -> None:
         """The jump whose displacement is at `at` comes here."""
-        self.code[at : at + 4] = (len(self.code) - at - 4).to_bytes(4, "little", signed=True)
+        _DISPLACEMENT.pack_into(self.code, at, len(self.code) - at - 4)
 
     # --- operands ----------------------------------------------------------------------------------------------------
     def move(self, to: Reg, register: int, wide: bool = True) -> None:
@@ -116,28 +120,11 @@ class Emitter:
     # --- memory ------------------------------------------------------------------------------------------------------
     def host_address(self, table_at: int, decoded: Decoded, size: int, kind: Kind) -> Site:
         """RAX becomes the host's address of what a load or store accesses; where the TLB does not know, the site."""
-        base = HOST.get(decoded.rs1)
-        if base is None:
-            self.move(RAX, decoded.rs1)
-            if decoded.imm:
-                self.put(x86.alu_imm(Alu.ADD, RAX, decoded.imm))
-        elif decoded.imm:
-            self.put(x86.lea(RAX, base, decoded.imm))
-        else:
-            self.put(x86.mov(RAX, base))
-        entry = table_at - RBP_OFFSET
-        self.put(
-            x86.mov(RCX, RAX, False),
-            x86.shift_imm(Shift.SHR, RCX, 8, False),
-            x86.alu_imm(Alu.AND, RCX, _INDEX_MASK, False),
-            x86.mov(RDX, RAX),
-            x86.alu_imm(Alu.AND, RDX, _PAGE_MASK | size - 1),
-            x86.indexed(b"\x3b", RDX, STATE, RCX, entry),  # CMP
-        )
-        slow = self.jump(x86.jcc(Cond.NE))
-        self.put(x86.indexed(b"\x03", RAX, STATE, RCX, entry + 8))  # ADD
+        code, slow = _through_tlb(decoded.rs1, decoded.imm, size, table_at - RBP_OFFSET)
+        slow += len(self.code)
+        self.code += code
         number, site = self._site(kind, self.index, self.pc)
-        self._stubs.append(lambda: self._leave(slow, number, x86.mov_store(STATE, ADDRESS - RBP_OFFSET, RAX)))
+        self._exits.append((slow, number, _STORE_ADDRESS))
         return site
 
     def resume(self, site: Site) -> None:
@@ -145,18 +132,12 @@ class Emitter:
         self.resumes.append((len(self.code), site))
 
     # --- the ways out ------------------------------------------------------------------------------------------------
-    def _leave(self, at: int, number: int, *first: bytes) -> None:
-        """The stub for the jump at `at`: says which site it is and goes to the common exit."""
-        self.land(at)
-        self.put(*first, x86.mov_store_imm32(STATE, SITE - RBP_OFFSET, number))
-        self.to_exit.append(self.jump(x86.JMP))
-
     def begin(self, count: int) -> None:
         """The block's first instructions: its cost comes off the budget."""
         self.put(x86.alu_imm(Alu.SUB, BUDGET_REGISTER, count))
         at = self.jump(x86.jcc(Cond.S))
         number, _ = self._site(Kind.BUDGET, 0, self.pc)
-        self._stubs.append(lambda: self._leave(at, number, x86.alu_imm(Alu.ADD, BUDGET_REGISTER, count)))
+        self._exits.append((at, number, x86.alu_imm(Alu.ADD, BUDGET_REGISTER, count)))
 
     def call(self) -> Site:
         """Python executes the instruction."""
@@ -175,7 +156,7 @@ class Emitter:
         number, site = self._site(Kind.CHAIN, self.index, self.pc)
         site.target = target
         self.chains.append((at, site))
-        self._stubs.append(lambda: self._leave(at, number))
+        self._exits.append((at, number, b""))
 
     def _look_up(self, at: int, target: int) -> None:
         self.land(at)
@@ -203,6 +184,43 @@ class Emitter:
         self.to_exit.append(self.jump(x86.JMP))
 
     def finish(self) -> None:
-        """The stubs, behind the block."""
+        """The stubs, behind the block: those that say which site it is and go to the common exit, and others."""
+        code, to_exit = self.code, self.to_exit
+        for at, number, first in self._exits:
+            _DISPLACEMENT.pack_into(code, at, len(code) - at - 4)
+            code += first
+            code += _LEAVE.pack(_STORE_SITE, number, x86.JMP, 0)
+            to_exit.append(len(code) - 4)
         for stub in self._stubs:
             stub()
+
+
+_STORE_ADDRESS = x86.mov_store(STATE, ADDRESS - RBP_OFFSET, RAX)
+_STORE_SITE = x86.mov_store_imm32(STATE, SITE - RBP_OFFSET, 0)[:-4]  # and the number
+_LEAVE = struct.Struct(f"<{len(_STORE_SITE)}sI{len(x86.JMP)}si")
+_DISPLACEMENT = struct.Struct("<i")  # of a relative jump, from its own end
+
+
+@lru_cache(1 << 14)
+def _through_tlb(rs1: int, imm: int, size: int, entry: int) -> tuple[bytes, int]:
+    """Code that makes of x[rs1] + imm the host's address, in RAX; the offset of the displacement of the jump to take
+    where the TLB, `entry` from RBP on, does not know, with the guest's address in RAX."""
+    base = HOST.get(rs1)
+    if rs1 == 0:
+        address = x86.mov_imm(RAX, imm)
+    elif base is not None:
+        address = x86.lea(RAX, base, imm) if imm else x86.mov(RAX, base)
+    else:
+        address = x86.mov_load(RAX, STATE, slot(rs1)) + (x86.alu_imm(Alu.ADD, RAX, imm) if imm else b"")
+    check = (
+        address,
+        x86.mov(RCX, RAX, False),
+        x86.shift_imm(Shift.SHR, RCX, 8, False),
+        x86.alu_imm(Alu.AND, RCX, _INDEX_MASK, False),
+        x86.mov(RDX, RAX),
+        x86.alu_imm(Alu.AND, RDX, _PAGE_MASK | size - 1),
+        x86.indexed(b"\x3b", RDX, STATE, RCX, entry),  # CMP
+        x86.jcc(Cond.NE),
+    )
+    code = b"".join(check)
+    return code + bytes(4) + x86.indexed(b"\x03", RAX, STATE, RCX, entry + 8), len(code)  # ADD

@@ -19,7 +19,7 @@ USER_END = 1 << 38  # Sv39's lower half, which Linux gives to programs
 MMAP_TOP = USER_END - (1 << 30)  # mappings are placed downwards from here
 STACK_TOP = USER_END - (1 << 21)
 MAX_SEGMENTS = 65530  # Linux' vm.max_map_count
-_NEEDED = {Access.FETCH: Prot.EXEC, Access.LOAD: Prot.READ, Access.STORE: Prot.WRITE}
+_NEEDED = {int(Access.FETCH): int(Prot.EXEC), int(Access.LOAD): int(Prot.READ), int(Access.STORE): int(Prot.WRITE)}
 
 
 class NoMemory(Exception):
@@ -158,7 +158,8 @@ class ProcessMemory:
     def translate(self, address: int, access: int) -> int:
         """The physical address; the page is given a frame. Raises Trap with the page fault."""
         page = address >> PAGE_SHIFT
-        if not self.rights(address) & _NEEDED[Access(access)]:
+        segment = self.segment(address)
+        if segment is None or not int(segment.prot) & _NEEDED[access]:
             raise Trap(PAGE_FAULT[access], address)
         frame = self._frames.get(page)
         if frame is None:
