@@ -6,6 +6,7 @@ RAX, RCX and RDX hold nothing from one instruction to the next.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from minivmm.emulator.decoder import Decoded
 from minivmm.emulator.translator import x86
@@ -13,6 +14,9 @@ from minivmm.emulator.translator.registers import BUDGET_REGISTER, HOST, STATE, 
 from minivmm.emulator.translator.sites import Kind, Site
 from minivmm.emulator.translator.state import ADDRESS, RBP_OFFSET, SITE, TARGET, Tables
 from minivmm.emulator.translator.x86 import Alu, Cond, Reg, Shift
+
+if TYPE_CHECKING:
+    from minivmm.emulator.translator.mmu import TranslatingRegime
 
 RAX, RCX, RDX = Reg.RAX, Reg.RCX, Reg.RDX
 _INDEX_MASK = 0xFFF0  # of a TLB's or jump cache's 4096 entries of 16 bytes
@@ -25,29 +29,24 @@ NewSite = Callable[[Kind, int, int], tuple[int, Site]]
 class Emitter:
     """Collects the code of a block, and the stubs by which it is left."""
 
-    def __init__(self, tables: Tables | None, site: NewSite) -> None:
+    def __init__(self, regime: TranslatingRegime, site: NewSite, delivers: bool) -> None:
         self.code = bytearray()
-        self._tables = tables
+        self.regime = regime
+        self.tables: Tables = regime.tables
+        self.delivers = delivers
+        """Whether translated code takes traps and returns from them."""
         self._site = site
         self._stubs: list[Callable[[], None]] = []
         self.to_exit: list[int] = []
         """Offsets of displacements of jumps to the common exit."""
-        self.to_dispatch: list[int] = []
-        """The same, to the routine that looks up the guest address in RAX."""
-        self.to_miss: list[int] = []
-        """The same, behind the look-up."""
+        self.to_routines: list[tuple[int, str, TranslatingRegime]] = []
+        """The same, to a routine (routines.py) of a regime."""
         self.chains: list[tuple[int, Site]] = []
         """Offset of a displacement, and the site its stub leaves at."""
         self.resumes: list[tuple[int, Site]] = []
         """Offset at which a site goes on."""
         self.index = 0  # of the instruction in the block
         self.pc = 0  # its address
-
-    @property
-    def tables(self) -> Tables:
-        """Of the block's regime."""
-        assert self._tables is not None
-        return self._tables
 
     # --- bytes -------------------------------------------------------------------------------------------------------
     def put(self, *parts: bytes) -> None:
@@ -158,13 +157,20 @@ class Emitter:
         number, _ = self._site(Kind.BUDGET, 0, self.pc)
         self._stubs.append(lambda: self._leave(at, number, x86.alu_imm(Alu.ADD, BUDGET_REGISTER, count)))
 
-    def call(self) -> Site:
-        """Python executes the instruction."""
-        number, site = self._site(Kind.CALL, self.index, self.pc)
-        self.put(x86.mov_store_imm32(STATE, SITE - RBP_OFFSET, number))
-        self.to_exit.append(self.jump(x86.JMP))
-        self.resume(site)
-        return site
+    def system_site(self, decoded: Decoded) -> int:
+        """The number of a site at which Python executes the instruction; the block is left there."""
+        number, site = self._site(Kind.SYSTEM, self.index, self.pc)
+        site.decoded = decoded
+        return number
+
+    def leave_when(self, places: list[int], number: int) -> None:
+        """These jumps leave at a site."""
+        for at in places:
+            self._stubs.append(lambda at=at: self._leave(at, number))  # type: ignore[misc]
+
+    def to_routine(self, name: str, regime: TranslatingRegime | None = None, opcode: bytes = x86.JMP) -> None:
+        """A jump to a routine of this or another regime."""
+        self.to_routines.append((self.jump(opcode), name, regime or self.regime))
 
     def go(self, opcode: bytes, target: int, chained: bool) -> None:
         """A jump to a guest address: straight to its block once that is known, or through the jump cache."""
@@ -180,7 +186,7 @@ class Emitter:
     def _look_up(self, at: int, target: int) -> None:
         self.land(at)
         self.put(x86.mov_imm(RAX, target))
-        self.to_dispatch.append(self.jump(x86.JMP))
+        self.to_routine("dispatch")
 
     def dispatch(self) -> None:
         """Goes to the guest address in RAX, through the jump cache."""
@@ -191,11 +197,12 @@ class Emitter:
             x86.alu_imm(Alu.AND, RCX, _INDEX_MASK, False),
             x86.indexed(b"\x3b", RAX, STATE, RCX, entry),  # CMP
         )
-        self.to_miss.append(self.jump(x86.jcc(Cond.NE)))
+        self.to_routine("miss", opcode=x86.jcc(Cond.NE))
         self.put(x86.jmp_indexed(STATE, RCX, entry + 8))
 
-    def miss(self, number: int) -> None:
+    def miss(self) -> None:
         """What is behind a look-up in vain."""
+        number, _ = self._site(Kind.JUMP, 0, 0)
         self.put(
             x86.mov_store(STATE, TARGET - RBP_OFFSET, RAX),
             x86.mov_store_imm32(STATE, SITE - RBP_OFFSET, number),

@@ -25,17 +25,21 @@ class _Pages(dict[int, int]):
 class TranslatingRegime(Regime):
     """A regime whose tables translated code reads."""
 
-    __slots__ = ("chains_anywhere", "number", "tables")
+    __slots__ = ("_mmu", "chains_anywhere", "tables")
 
     def __init__(
-        self, tables: Tables, number: int, fixed: bool, fetch_mode: int, data_mode: int, sum_: bool, mxr: bool
+        self, mmu: TranslatingMmu, tables: Tables, fetch_mode: int, data_mode: int, sum_: bool, mxr: bool
     ) -> None:
         super().__init__(fetch_mode, data_mode, sum_, mxr)
+        self._mmu = mmu
         self.tables = tables
-        self.number = number
-        self.chains_anywhere = fixed or fetch_mode == Privilege.M  # M: what is fetched is never translated
+        self.chains_anywhere = mmu.fixed or fetch_mode == Privilege.M  # M: what is fetched is never translated
         self.read = _Pages(tables, False)
         self.write = _Pages(tables, True)
+
+    def successor(self, mode: int) -> TranslatingRegime:
+        """The regime after a change of mode that leaves SUM and MXR as they are, and MPRV off."""
+        return self._mmu.regime(mode, mode, self.sum, self.mxr)
 
 
 class TranslatingMmu(Mmu):
@@ -47,16 +51,14 @@ class TranslatingMmu(Mmu):
     def __init__(self, space: AddressSpace, state: State) -> None:
         super().__init__(space)
         self._state = state
-        self._translating: list[TranslatingRegime] = []
+        self._known: dict[tuple[int, int, bool, bool], TranslatingRegime] = {}
 
-    def regime(self, fetch_mode: int, data_mode: int, sum_: bool, mxr: bool) -> Regime:
+    def regime(self, fetch_mode: int, data_mode: int, sum_: bool, mxr: bool) -> TranslatingRegime:
         """As Mmu's."""
         key = (fetch_mode, data_mode, sum_, mxr)
-        found = self._regimes.get(key)
+        found = self._known.get(key)
         if found is None:
-            made = TranslatingRegime(self._state.tables(), len(self._translating), self.fixed, *key)
-            self._translating.append(made)
-            found = self._regimes[key] = made
+            found = self._known[key] = self._regimes[key] = TranslatingRegime(self, self._state.tables(), *key)
         return found
 
     def flush(self) -> None:
@@ -70,5 +72,5 @@ class TranslatingMmu(Mmu):
         self._clear_jumps()
 
     def _clear_jumps(self) -> None:
-        for regime in self._translating:
+        for regime in self._known.values():
             regime.tables.clear_jumps()

@@ -5,6 +5,11 @@
     SITE         which place in translated code was left (sites.Site)
     TARGET       where an indirect jump goes
     BUDGET       instructions that may still be executed
+    TRAPS        exceptions that translated code delivered itself, since Python looked
+    PENDING      the interrupts that devices held up when Python looked, as bits of mip
+    RESERVED     LR's reservation: the host's address plus 1 for four bytes or 2 for eight; 0 for none
+    RESERVED_VALUE  and what was loaded
+    CSRS         the control and status registers that translated code accesses (csrs.SHARED)
     and for each regime (mmu.Regime) its software TLB and its jump cache
 
 A TLB entry is a tag, the virtual address of a page, and what to add to a virtual address in it to get the host's. The
@@ -24,6 +29,11 @@ ADDRESS = 272  # offsets in bytes
 TARGET = 280
 BUDGET = 288
 SITE = 296
+TRAPS = 1024
+PENDING = 1032
+RESERVED = 1040
+RESERVED_VALUE = 1048
+CSRS = 1056
 RBP_OFFSET = 128  # so that x1 to x31 are within the reach of an 8-bit displacement
 
 ENTRY_SHIFT = 4  # bytes of an entry: two words
@@ -102,6 +112,8 @@ class State:
         self.target = self.words[TARGET >> 3 : (TARGET >> 3) + 1]
         self.budget = self.bytes[BUDGET : BUDGET + 8].cast("q")
         self.site = self.bytes[SITE : SITE + 4].cast("I")
+        self.traps = self.words[TRAPS >> 3 : (TRAPS >> 3) + 1]
+        self.pending = self.words[PENDING >> 3 : (PENDING >> 3) + 1]
         self._tables = 0
 
     def tables(self) -> Tables:
@@ -113,7 +125,10 @@ class State:
 
     def close(self) -> None:
         """Gives the memory back. Nobody else may hold a view of it."""
-        for view in (self.site, self.budget, self.target, self.fault, self.x, self.words, self.bytes):
+        for view in (
+            *(self.site, self.budget, self.traps, self.pending, self.target, self.fault, self.x),
+            *(self.words, self.bytes),
+        ):
             view.release()
         del self._anchor
         self._map.close()

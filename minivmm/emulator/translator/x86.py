@@ -69,9 +69,11 @@ class Cond(IntEnum):
     AE = 3
     E = 4
     NE = 5
+    A = 7
     S = 8
     L = 12
     GE = 13
+    G = 15
 
 
 # Loads by RISC-V's names: prefix bytes, opcode bytes, REX.W.
@@ -264,6 +266,23 @@ def imul_load(to: int, base: int, disp: int, wide: bool = True) -> bytes:
 def cqo(wide: bool = True) -> bytes:
     """The sign of RAX into RDX."""
     return b"\x48\x99" if wide else b"\x99"
+
+
+def cmov(condition: Cond, to: int, source: int, wide: bool = True) -> bytes:
+    """Register to register, when the condition holds."""
+    return registers(bytes((0x0F, 0x40 | condition)), to, source, wide)
+
+
+@cache
+def compare_bits(register: int, value: int) -> bytes:
+    """TEST register, immediate of 32 bits."""
+    return registers(b"\xf7", 0, register, False) + _le32(value)
+
+
+@lru_cache(1 << 10)
+def compare_bits_memory(base: int, disp: int, value: int) -> bytes:
+    """TEST memory, immediate of 32 bits."""
+    return memory(b"\xf7", 0, base, disp, False) + _le32(value)
 
 
 @cache
