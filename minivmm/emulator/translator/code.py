@@ -23,11 +23,12 @@ from minivmm.emulator.translator.buffer import CodeBuffer
 from minivmm.emulator.translator.emit import EMIT, ENDS
 from minivmm.emulator.translator.emit_atomics import ATOMICS
 from minivmm.emulator.translator.emit_system import is_storage, system
-from minivmm.emulator.translator.emitter import Emitter
+from minivmm.emulator.translator.emitter import Emitter, Host
 from minivmm.emulator.translator.registers import BUDGET_REGISTER, HOST, SAVED, STATE, slot
 from minivmm.emulator.translator.routines import ROUTINES
 from minivmm.emulator.translator.sites import Kind, Site
 from minivmm.emulator.translator.state import BUDGET, RBP_OFFSET
+from minivmm.emulator.translator.walk import MISSES
 from minivmm.emulator.translator.x86 import Reg
 from minivmm.emulator.traps import Trap
 from minivmm.memory import PAGE_SIZE
@@ -41,6 +42,7 @@ BLOCK_ROOM = 64 << 10  # bytes: more than the longest block can need
 _M64 = (1 << 64) - 1
 _OFFSET_MASK = PAGE_SIZE - 1
 _EMIT = EMIT | ATOMICS
+_ROUTINES = ROUTINES | MISSES
 
 
 class TranslatedBlock:
@@ -57,6 +59,27 @@ class TranslatedBlock:
         self.incoming: list[tuple[int, int]] = []  # chained jumps to it: the displacement's offset, its own stub's
 
 
+class _MarkedPages(dict[int, CodePage]):
+    """Pages by number; translated code sees from `marks` which there are."""
+
+    def __init__(self, marks: ctypes.Array[ctypes.c_ubyte]) -> None:
+        super().__init__()
+        self._marks = marks
+
+    def __setitem__(self, number: int, page: CodePage) -> None:
+        super().__setitem__(number, page)
+        self._marks[number] = 1
+
+    def __delitem__(self, number: int) -> None:
+        super().__delitem__(number)
+        self._marks[number] = 0
+
+    def clear(self) -> None:
+        """All of them."""
+        super().clear()
+        ctypes.memset(self._marks, 0, ctypes.sizeof(self._marks))
+
+
 class TranslatedCode(CodeCache):
     """Finds, makes and chains blocks for one hart."""
 
@@ -70,6 +93,9 @@ class TranslatedCode(CodeCache):
         self.translated_bytes = 0
         """Machine code made so far."""
         self._delivers = hart.delivers
+        marks = (ctypes.c_ubyte * (space.ram.size >> PAGE_SHIFT))()
+        self._pages = _MarkedPages(marks)
+        self._host = Host(space.ram.host_address, space.ram.size, ctypes.addressof(marks))
         self._begin()
 
     # --- the routines every block uses -------------------------------------------------------------------------------
@@ -96,14 +122,14 @@ class TranslatedCode(CodeCache):
             self.sites.append(site)
             return len(self.sites) - 1, site
 
-        return Emitter(regime, new_site, self._delivers)
+        return Emitter(regime, new_site, self._host, self._delivers)
 
     def _routine(self, regime: TranslatingRegime, name: str) -> int:
         """Where a routine of a regime is in the buffer."""
         found = self._routines.get((regime, name))
         if found is None:
             emitter = self._emitter(regime, TranslatedBlock(0, 0, 0))
-            ROUTINES[name](emitter)
+            _ROUTINES[name](emitter)
             found = self._routines[regime, name] = self._place(emitter)
         return found
 

@@ -61,6 +61,10 @@ def _is_partly(d: Decoded, mode: int) -> bool:
     return mode >= lowest_privilege(d.csr) and d.csr in (Csr.SSTATUS, Csr.MSTATUS, Csr.SIE, Csr.MIE)
 
 
+def _is_satp_write(d: Decoded) -> bool:
+    return d.name == "csrrw" and d.csr == Csr.SATP and not d.rd
+
+
 def system(e: Emitter, d: Decoded, chained: Chained) -> None:
     """Any SYSTEM instruction; the block ends with it unless `is_storage`."""
     mode = e.regime.fetch_mode
@@ -82,6 +86,13 @@ def system(e: Emitter, d: Decoded, chained: Chained) -> None:
     elif e.delivers and (d.name, mode) in (("sret", Privilege.S), ("mret", Privilege.M)):
         e.put(x86.mov_store_imm32(STATE, SITE - RBP_OFFSET, e.system_site(d)))
         e.to_routine(d.name)
+    elif e.delivers and mode != Privilege.U and (d.name == "sfence.vma" or _is_satp_write(d)):
+        if d.name != "sfence.vma":
+            e.move(RAX, d.rs1)
+        e.put(x86.mov_store_imm32(STATE, SITE - RBP_OFFSET, e.system_site(d)))
+        e.to_routine("fence" if d.name == "sfence.vma" else "write_satp", opcode=x86.CALL)
+        following = e.pc + d.size & _M64
+        e.go(x86.JMP, following, chained(following))
     else:
         e.put(x86.mov_store_imm32(STATE, SITE - RBP_OFFSET, e.system_site(d)))
         e.to_exit.append(e.jump(x86.JMP))

@@ -5,22 +5,37 @@ RAX, RCX and RDX hold nothing from one instruction to the next.
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from minivmm.emulator.decoder import Decoded
 from minivmm.emulator.translator import x86
 from minivmm.emulator.translator.registers import BUDGET_REGISTER, HOST, STATE, slot
 from minivmm.emulator.translator.sites import Kind, Site
-from minivmm.emulator.translator.state import ADDRESS, RBP_OFFSET, SITE, TARGET, Tables
+from minivmm.emulator.translator.state import RBP_OFFSET, SITE, TARGET, Tables
 from minivmm.emulator.translator.x86 import Alu, Cond, Reg, Shift
 
 if TYPE_CHECKING:
     from minivmm.emulator.translator.mmu import TranslatingRegime
 
+
+class Host(NamedTuple):
+    """Addresses that are the same for all code."""
+
+    ram: int  # of RAM's first byte
+    size: int  # bytes of RAM
+    code_map: int  # a byte for each page of RAM: not 0 when there are translated instructions
+
+
 RAX, RCX, RDX = Reg.RAX, Reg.RCX, Reg.RDX
-_INDEX_MASK = 0xFFF0  # of a TLB's or jump cache's 4096 entries of 16 bytes
-_PAGE_MASK = -4096
+INDEX_MASK = 0xFFF0  # of a TLB's or jump cache's 4096 entries of 16 bytes
+PAGE_MASK = -4096
+
+MISS = struct.Struct("<IIQ")
+"""Behind the call of a routine for a page that is not in the TLB, and the jump that follows: the site's number, how
+many instructions of the block are behind this one, its address."""
+MISS_AT = 5  # bytes from where the call returns to: a jump
 
 NewSite = Callable[[Kind, int, int], tuple[int, Site]]
 """Makes the site of a kind at an instruction (its index in the block and its address); also says its number."""
@@ -29,10 +44,11 @@ NewSite = Callable[[Kind, int, int], tuple[int, Site]]
 class Emitter:
     """Collects the code of a block, and the stubs by which it is left."""
 
-    def __init__(self, regime: TranslatingRegime, site: NewSite, delivers: bool) -> None:
+    def __init__(self, regime: TranslatingRegime, site: NewSite, host: Host, delivers: bool) -> None:
         self.code = bytearray()
         self.regime = regime
         self.tables: Tables = regime.tables
+        self.host = host
         self.delivers = delivers
         """Whether translated code takes traps and returns from them."""
         self._site = site
@@ -47,6 +63,7 @@ class Emitter:
         """Offset at which a site goes on."""
         self.index = 0  # of the instruction in the block
         self.pc = 0  # its address
+        self.count = 0  # instructions of the block
 
     # --- bytes -------------------------------------------------------------------------------------------------------
     def put(self, *parts: bytes) -> None:
@@ -128,16 +145,27 @@ class Emitter:
         self.put(
             x86.mov(RCX, RAX, False),
             x86.shift_imm(Shift.SHR, RCX, 8, False),
-            x86.alu_imm(Alu.AND, RCX, _INDEX_MASK, False),
+            x86.alu_imm(Alu.AND, RCX, INDEX_MASK, False),
             x86.mov(RDX, RAX),
-            x86.alu_imm(Alu.AND, RDX, _PAGE_MASK | size - 1),
+            x86.alu_imm(Alu.AND, RDX, PAGE_MASK | size - 1),
             x86.indexed(b"\x3b", RDX, STATE, RCX, entry),  # CMP
         )
         slow = self.jump(x86.jcc(Cond.NE))
+        known = len(self.code)
         self.put(x86.indexed(b"\x03", RAX, STATE, RCX, entry + 8))  # ADD
         number, site = self._site(kind, self.index, self.pc)
-        self._stubs.append(lambda: self._leave(slow, number, x86.mov_store(STATE, ADDRESS - RBP_OFFSET, RAX)))
+        left, pc = self.count - self.index - 1, self.pc
+        miss = "load_miss" if table_at == self.tables.read_at else "store_miss"
+        self._stubs.append(lambda: self._miss(slow, known, miss, MISS.pack(number, left, pc)))
         return site
+
+    def _miss(self, at: int, known: int, routine: str, told: bytes) -> None:
+        """The stub for the jump at `at`: goes on at `known` when the routine has entered the page."""
+        self.land(at)
+        self.to_routine(routine, opcode=x86.CALL)
+        back = self.jump(x86.JMP)
+        self.code[back : back + 4] = (known - back - 4).to_bytes(4, "little", signed=True)
+        self.put(told)
 
     def resume(self, site: Site) -> None:
         """Behind the instruction: here the site goes on."""
@@ -152,6 +180,7 @@ class Emitter:
 
     def begin(self, count: int) -> None:
         """The block's first instructions: its cost comes off the budget."""
+        self.count = count
         self.put(x86.alu_imm(Alu.SUB, BUDGET_REGISTER, count))
         at = self.jump(x86.jcc(Cond.S))
         number, _ = self._site(Kind.BUDGET, 0, self.pc)
@@ -194,7 +223,7 @@ class Emitter:
         self.put(
             x86.mov(RCX, RAX, False),
             x86.shift_imm(Shift.SHL, RCX, 3, False),
-            x86.alu_imm(Alu.AND, RCX, _INDEX_MASK, False),
+            x86.alu_imm(Alu.AND, RCX, INDEX_MASK, False),
             x86.indexed(b"\x3b", RAX, STATE, RCX, entry),  # CMP
         )
         self.to_routine("miss", opcode=x86.jcc(Cond.NE))

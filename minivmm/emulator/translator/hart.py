@@ -109,7 +109,8 @@ class TranslatingHart(Hart):
     def _run(self, block: TranslatedBlock) -> int:
         """Executes translated code from a block on; returns where to go on when that is for others to say."""
         code, state = cast(TranslatedCode, self.code), self.state
-        enter, sites, budget, number, traps = code.enter, code.sites, state.budget, state.site, state.traps
+        enter, sites, budget, number = code.enter, code.sites, state.budget, state.site
+        traps, stale = state.traps, state.stale
         regime = self.regime
         if self._left < block.count:  # more than was asked for, rather than nothing
             self._goal += block.count - self._left
@@ -124,6 +125,9 @@ class TranslatingHart(Hart):
             if site.regime is not regime:  # translated code took a trap, or returned from one
                 regime = self.regime = site.regime
                 self.mode = regime.fetch_mode
+            if stale[0]:
+                cast(TranslatingMmu, self.mmu).forget_pages()
+                stale[0] = 0
             if traps[0]:  # each came off the budget as if it were an instruction
                 self.traps += traps[0]
                 self._goal -= traps[0]

@@ -65,10 +65,7 @@ def _stack_enable(e: Emitter, enable: int, previous: int, cleared: int, mode: in
 
 @_routine
 def deliver(e: Emitter) -> None:
-    """Hart.trap for an exception from S or U: RCX is the cause, RDX the instruction's address, RAX what *tval gets.
-
-    SITE is one that does the same in Python.
-    """
+    """Hart.trap for an exception from S or U: RCX is the cause, RDX the instruction's address, RAX what *tval gets."""
     mode = e.regime.fetch_mode
     e.put(x86.memory(b"\x0f\xa3", RCX, STATE, place("medeleg")))  # BT
     to_m = e.jump(x86.jcc(Cond.AE))
@@ -78,15 +75,15 @@ def deliver(e: Emitter) -> None:
     e.put(x86.mov_load(RAX, STATE, place("stvec")), x86.alu_imm(Alu.AND, RAX, -4))
     e.to_routine("dispatch", e.regime.successor(Privilege.S))
     e.land(to_m)
-    e.put(
-        x86.compare_bits_memory(STATE, _STATUS, _MPRV)
-    )  # xRET clears it: nobody gets here with it but by Python's hand
-    e.to_exit.append(e.jump(x86.jcc(Cond.NE)))
     for name, register in (("mcause", RCX), ("mepc", RDX), ("mtval", RAX)):
         e.put(x86.mov_store(STATE, place(name), register))
     _stack_enable(e, _MIE, _MPIE, _MPP, mode << MPP_SHIFT)
     e.put(x86.mov_load(RAX, STATE, place("mtvec")), x86.alu_imm(Alu.AND, RAX, -4))
+    e.put(x86.compare_bits_memory(STATE, _STATUS, _MPRV))
+    with_mprv = e.jump(x86.jcc(Cond.NE))
     e.to_routine("dispatch", e.regime.successor(Privilege.M))
+    e.land(with_mprv)
+    e.to_routine("dispatch", e.regime.successor(Privilege.M, mode))
 
 
 def _unstack_enable(e: Emitter, enable: int, previous: int, cleared: int) -> None:

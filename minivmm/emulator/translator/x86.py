@@ -253,6 +253,12 @@ def unary(operation: Unary, register: int, wide: bool = True) -> bytes:
     return registers(b"\xf7", operation, register, wide)
 
 
+@lru_cache(1 << 10)
+def indexed_imm(base: int, index: int, disp: int, value: int) -> bytes:
+    """MOV of a sign-extended immediate to the 64 bits at [base + index + disp]."""
+    return indexed(b"\xc7", 0, base, index, disp) + _le32(value)
+
+
 def imul(to: int, source: int, wide: bool = True) -> bytes:
     """to *= source."""
     return registers(b"\x0f\xaf", to, source, wide)
@@ -293,6 +299,7 @@ def setcc(condition: Cond, to: int) -> bytes:
 
 # --- jumps: relative ones end in 32 bits that count from their own end ------------------------------------------------
 JMP = b"\xe9"
+CALL = b"\xe8"
 
 
 def jcc(condition: Cond) -> bytes:
