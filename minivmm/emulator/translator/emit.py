@@ -1,7 +1,4 @@
-"""What each RISC-V instruction becomes in x86-64, one function each, found by the mnemonics of emulator.instructions.
-
-What none of them knows (atomics) is executed by Python.
-"""
+"""What each RISC-V instruction becomes in x86-64, one function each, by the mnemonics of emulator.instructions."""
 
 from __future__ import annotations
 
@@ -321,11 +318,11 @@ _STORE_SIZE = {"sb": 1, "sh": 2, "sw": 4, "sd": 8}
 
 @emits(*_LOAD_SIZE)
 def _load(e: Emitter, d: Decoded) -> None:
-    site = e.host_address(e.tables.read_at, d, _LOAD_SIZE[d.name], Kind.LOAD)
+    site, base, displacement = e.operand(e.tables.read_at, d, _LOAD_SIZE[d.name], Kind.LOAD)
     site.name, site.register = d.name, d.rd
     own = HOST.get(d.rd)
     to = own if own is not None else RAX
-    e.put(x86.load(d.name, to, RAX))
+    e.put(x86.load_indexed(d.name, to, base, RCX, displacement))
     if d.rd:
         e.commit(d.rd, to)
     e.resume(site)
@@ -333,9 +330,9 @@ def _load(e: Emitter, d: Decoded) -> None:
 
 @emits(*_STORE_SIZE)
 def _store(e: Emitter, d: Decoded) -> None:
-    site = e.host_address(e.tables.write_at, d, _STORE_SIZE[d.name], Kind.STORE)
+    site, base, displacement = e.operand(e.tables.write_at, d, _STORE_SIZE[d.name], Kind.STORE)
     site.name, site.register = d.name, d.rs2
-    e.put(x86.store(_STORE_SIZE[d.name], RAX, e.source(d.rs2, RDX)))
+    e.put(x86.store_indexed(_STORE_SIZE[d.name], base, RCX, displacement, e.source(d.rs2, RDX)))
     e.resume(site)
 
 

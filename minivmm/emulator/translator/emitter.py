@@ -8,17 +8,35 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable
 from functools import lru_cache
+from typing import TYPE_CHECKING, NamedTuple
 
 from minivmm.emulator.decoder import Decoded
 from minivmm.emulator.translator import x86
 from minivmm.emulator.translator.registers import BUDGET_REGISTER, HOST, STATE, slot
 from minivmm.emulator.translator.sites import Kind, Site
-from minivmm.emulator.translator.state import ADDRESS, RBP_OFFSET, SITE, TARGET, Tables
+from minivmm.emulator.translator.state import RBP_OFFSET, SITE, TARGET, Tables
 from minivmm.emulator.translator.x86 import Alu, Cond, Reg, Shift
 
+if TYPE_CHECKING:
+    from minivmm.emulator.translator.mmu import TranslatingRegime
+
+
+class Host(NamedTuple):
+    """Addresses that are the same for all code."""
+
+    ram: int  # of RAM's first byte
+    size: int  # bytes of RAM
+    code_map: int  # a byte for each page of RAM: not 0 when there are translated instructions
+
+
 RAX, RCX, RDX = Reg.RAX, Reg.RCX, Reg.RDX
-_INDEX_MASK = 0xFFF0  # of a TLB's or jump cache's 4096 entries of 16 bytes
-_PAGE_MASK = -4096
+INDEX_MASK = 0xFFF0  # of a TLB's or jump cache's 4096 entries of 16 bytes
+PAGE_MASK = -4096
+
+MISS = struct.Struct("<IIQ")
+"""Behind the call of a routine for a page that is not in the TLB, and the jump that follows: the site's number, how
+many instructions of the block are behind this one, its address."""
+MISS_AT = 5  # bytes from where the call returns to: a jump
 
 NewSite = Callable[[Kind, int, int], tuple[int, Site]]
 """Makes the site of a kind at an instruction (its index in the block and its address); also says its number."""
@@ -27,31 +45,31 @@ NewSite = Callable[[Kind, int, int], tuple[int, Site]]
 class Emitter:
     """Collects the code of a block, and the stubs by which it is left."""
 
-    def __init__(self, tables: Tables | None, site: NewSite) -> None:
+    def __init__(self, regime: TranslatingRegime, site: NewSite, host: Host, delivers: bool) -> None:
         self.code = bytearray()
-        self._tables = tables
+        self.regime = regime
+        self.tables: Tables = regime.tables
+        self.host = host
+        self.delivers = delivers
+        """Whether translated code takes traps and returns from them."""
         self._site = site
         self._stubs: list[Callable[[], None]] = []
         self._exits: list[tuple[int, int, bytes]] = []
         """Offset of the displacement of a jump out, the number of its site, and what to do before."""
+        self._misses: list[tuple[int, bytes, str, bytes]] = []
+        """Offset behind a jump to be taken where the TLB does not know and where to come back; what makes of RAX the
+        address; of which TLB; what the routine is to know."""
         self.to_exit: list[int] = []
         """Offsets of displacements of jumps to the common exit."""
-        self.to_dispatch: list[int] = []
-        """The same, to the routine that looks up the guest address in RAX."""
-        self.to_miss: list[int] = []
-        """The same, behind the look-up."""
+        self.to_routines: list[tuple[int, str, TranslatingRegime]] = []
+        """The same, to a routine (routines.py) of a regime."""
         self.chains: list[tuple[int, Site]] = []
         """Offset of a displacement, and the site its stub leaves at."""
         self.resumes: list[tuple[int, Site]] = []
         """Offset at which a site goes on."""
         self.index = 0  # of the instruction in the block
         self.pc = 0  # its address
-
-    @property
-    def tables(self) -> Tables:
-        """Of the block's regime."""
-        assert self._tables is not None
-        return self._tables
+        self.count = 0  # instructions of the block
 
     # --- bytes -------------------------------------------------------------------------------------------------------
     def put(self, *parts: bytes) -> None:
@@ -118,13 +136,23 @@ class Emitter:
             self.put(x86.alu_memory_imm(Alu.CMP, STATE, slot(rs1), 0))
 
     # --- memory ------------------------------------------------------------------------------------------------------
+    def operand(self, table_at: int, decoded: Decoded, size: int, kind: Kind) -> tuple[Site, Reg, int]:
+        """What a load or store accesses is at RCX, the register and the displacement that are returned; or where the
+        TLB does not know, at the site."""
+        entry = table_at - RBP_OFFSET
+        look_up = _look_up_tlb(decoded.rs1, decoded.imm, size, entry)
+        self.code += look_up.code
+        known = len(self.code)
+        self.code += x86.mov_load_indexed(RCX, STATE, RCX, entry + 8)
+        number, site = self._site(kind, self.index, self.pc)
+        told = MISS.pack(number, self.count - self.index - 1, self.pc)
+        self._misses.append((known, look_up.address, "load" if table_at == self.tables.read_at else "store", told))
+        return site, look_up.base, look_up.displacement
+
     def host_address(self, table_at: int, decoded: Decoded, size: int, kind: Kind) -> Site:
         """RAX becomes the host's address of what a load or store accesses; where the TLB does not know, the site."""
-        code, slow = _through_tlb(decoded.rs1, decoded.imm, size, table_at - RBP_OFFSET)
-        slow += len(self.code)
-        self.code += code
-        number, site = self._site(kind, self.index, self.pc)
-        self._exits.append((slow, number, _STORE_ADDRESS))
+        site, base, displacement = self.operand(table_at, decoded, size, kind)
+        self.put(x86.lea_indexed(RAX, base, RCX, displacement))
         return site
 
     def resume(self, site: Site) -> None:
@@ -134,18 +162,26 @@ class Emitter:
     # --- the ways out ------------------------------------------------------------------------------------------------
     def begin(self, count: int) -> None:
         """The block's first instructions: its cost comes off the budget."""
+        self.count = count
         self.put(x86.alu_imm(Alu.SUB, BUDGET_REGISTER, count))
         at = self.jump(x86.jcc(Cond.S))
         number, _ = self._site(Kind.BUDGET, 0, self.pc)
         self._exits.append((at, number, x86.alu_imm(Alu.ADD, BUDGET_REGISTER, count)))
 
-    def call(self) -> Site:
-        """Python executes the instruction."""
-        number, site = self._site(Kind.CALL, self.index, self.pc)
-        self.put(x86.mov_store_imm32(STATE, SITE - RBP_OFFSET, number))
-        self.to_exit.append(self.jump(x86.JMP))
-        self.resume(site)
-        return site
+    def system_site(self, decoded: Decoded) -> int:
+        """The number of a site at which Python executes the instruction; the block is left there."""
+        number, site = self._site(Kind.SYSTEM, self.index, self.pc)
+        site.decoded = decoded
+        return number
+
+    def leave_when(self, places: list[int], number: int) -> None:
+        """These jumps leave at a site."""
+        for at in places:
+            self._exits.append((at, number, b""))
+
+    def to_routine(self, name: str, regime: TranslatingRegime | None = None, opcode: bytes = x86.JMP) -> None:
+        """A jump to a routine of this or another regime."""
+        self.to_routines.append((self.jump(opcode), name, regime or self.regime))
 
     def go(self, opcode: bytes, target: int, chained: bool) -> None:
         """A jump to a guest address: straight to its block once that is known, or through the jump cache."""
@@ -161,7 +197,7 @@ class Emitter:
     def _look_up(self, at: int, target: int) -> None:
         self.land(at)
         self.put(x86.mov_imm(RAX, target))
-        self.to_dispatch.append(self.jump(x86.JMP))
+        self.to_routine("dispatch")
 
     def dispatch(self) -> None:
         """Goes to the guest address in RAX, through the jump cache."""
@@ -169,14 +205,15 @@ class Emitter:
         self.put(
             x86.mov(RCX, RAX, False),
             x86.shift_imm(Shift.SHL, RCX, 3, False),
-            x86.alu_imm(Alu.AND, RCX, _INDEX_MASK, False),
+            x86.alu_imm(Alu.AND, RCX, INDEX_MASK, False),
             x86.indexed(b"\x3b", RAX, STATE, RCX, entry),  # CMP
         )
-        self.to_miss.append(self.jump(x86.jcc(Cond.NE)))
+        self.to_routine("miss", opcode=x86.jcc(Cond.NE))
         self.put(x86.jmp_indexed(STATE, RCX, entry + 8))
 
-    def miss(self, number: int) -> None:
+    def miss(self) -> None:
         """What is behind a look-up in vain."""
+        number, _ = self._site(Kind.JUMP, 0, 0)
         self.put(
             x86.mov_store(STATE, TARGET - RBP_OFFSET, RAX),
             x86.mov_store_imm32(STATE, SITE - RBP_OFFSET, number),
@@ -184,8 +221,15 @@ class Emitter:
         self.to_exit.append(self.jump(x86.JMP))
 
     def finish(self) -> None:
-        """The stubs, behind the block: those that say which site it is and go to the common exit, and others."""
+        """The stubs, behind the block."""
         code, to_exit = self.code, self.to_exit
+        for known, address, name, told in self._misses:
+            _DISPLACEMENT.pack_into(code, known - 4, len(code) - known)
+            code += address
+            self.to_routine(f"{name}_miss", opcode=x86.CALL)
+            code += x86.JMP
+            code += _DISPLACEMENT.pack(known - len(code) - 4)
+            code += told
         for at, number, first in self._exits:
             _DISPLACEMENT.pack_into(code, at, len(code) - at - 4)
             code += first
@@ -195,32 +239,42 @@ class Emitter:
             stub()
 
 
-_STORE_ADDRESS = x86.mov_store(STATE, ADDRESS - RBP_OFFSET, RAX)
 _STORE_SITE = x86.mov_store_imm32(STATE, SITE - RBP_OFFSET, 0)[:-4]  # and the number
 _LEAVE = struct.Struct(f"<{len(_STORE_SITE)}sI{len(x86.JMP)}si")
 _DISPLACEMENT = struct.Struct("<i")  # of a relative jump, from its own end
 
 
+class _LookUp(NamedTuple):
+    """Code that looks an address up in the TLB, and what goes with it."""
+
+    code: bytes  # ends in the jump to be taken where the TLB does not know; else RCX is the entry's index
+    address: bytes  # what makes of RAX the address, behind that jump
+    base: Reg  # the address is this register plus the displacement
+    displacement: int
+
+
 @lru_cache(1 << 14)
-def _through_tlb(rs1: int, imm: int, size: int, entry: int) -> tuple[bytes, int]:
-    """Code that makes of x[rs1] + imm the host's address, in RAX; the offset of the displacement of the jump to take
-    where the TLB, `entry` from RBP on, does not know, with the guest's address in RAX."""
-    base = HOST.get(rs1)
-    if rs1 == 0:
-        address = x86.mov_imm(RAX, imm)
-    elif base is not None:
+def _look_up_tlb(rs1: int, imm: int, size: int, entry: int) -> _LookUp:
+    """For x[rs1] + imm, aligned to `size`, in the TLB that is `entry` from RBP on. RDX is left as what was compared."""
+    host = HOST.get(rs1)
+    if host is not None:
+        base, displacement = host, imm
+        before = b""
         address = x86.lea(RAX, base, imm) if imm else x86.mov(RAX, base)
     else:
-        address = x86.mov_load(RAX, STATE, slot(rs1)) + (x86.alu_imm(Alu.ADD, RAX, imm) if imm else b"")
+        base, displacement = RAX, 0
+        before = x86.mov_imm(RAX, imm)
+        if rs1:
+            before = x86.mov_load(RAX, STATE, slot(rs1)) + (x86.alu_imm(Alu.ADD, RAX, imm) if imm else b"")
+        address = b""
     check = (
-        address,
-        x86.mov(RCX, RAX, False),
+        before,
+        x86.lea(RDX, base, displacement) if displacement else x86.mov(RDX, base),
+        x86.mov(RCX, RDX, False),
         x86.shift_imm(Shift.SHR, RCX, 8, False),
-        x86.alu_imm(Alu.AND, RCX, _INDEX_MASK, False),
-        x86.mov(RDX, RAX),
-        x86.alu_imm(Alu.AND, RDX, _PAGE_MASK | size - 1),
+        x86.alu_imm(Alu.AND, RCX, INDEX_MASK, False),
+        x86.alu_imm(Alu.AND, RDX, PAGE_MASK | size - 1),
         x86.indexed(b"\x3b", RDX, STATE, RCX, entry),  # CMP
-        x86.jcc(Cond.NE),
+        x86.jcc(Cond.NE) + bytes(_DISPLACEMENT.size),
     )
-    code = b"".join(check)
-    return code + bytes(4) + x86.indexed(b"\x03", RAX, STATE, RCX, entry + 8), len(code)  # ADD
+    return _LookUp(b"".join(check), address, base, displacement)
