@@ -24,6 +24,7 @@ from minivmm.emulator.translator.emit import EMIT, ENDS
 from minivmm.emulator.translator.emit_atomics import ATOMICS
 from minivmm.emulator.translator.emit_system import is_storage, system
 from minivmm.emulator.translator.emitter import Emitter, Host
+from minivmm.emulator.translator.places import PLACES
 from minivmm.emulator.translator.registers import BUDGET_REGISTER, HOST, SAVED, STATE, slot
 from minivmm.emulator.translator.routines import ROUTINES
 from minivmm.emulator.translator.sites import Kind, Site
@@ -42,7 +43,7 @@ BLOCK_ROOM = 64 << 10  # bytes: more than the longest block can need
 _M64 = (1 << 64) - 1
 _OFFSET_MASK = PAGE_SIZE - 1
 _EMIT = EMIT | ATOMICS
-_ROUTINES = ROUTINES | MISSES
+_ROUTINES = ROUTINES | MISSES | PLACES
 
 
 class TranslatedBlock:
@@ -93,6 +94,8 @@ class TranslatedCode(CodeCache):
         self.translated_bytes = 0
         """Machine code made so far."""
         self._delivers = hart.delivers
+        self._state = hart.state
+        self._new_place = _no_place if hart.delivers else hart.state.place
         marks = (ctypes.c_ubyte * (space.ram.size >> PAGE_SHIFT))()
         self._pages = _MarkedPages(marks)
         self._host = Host(space.ram.host_address, space.ram.size, ctypes.addressof(marks))
@@ -122,7 +125,7 @@ class TranslatedCode(CodeCache):
             self.sites.append(site)
             return len(self.sites) - 1, site
 
-        return Emitter(regime, new_site, self._host, self._delivers)
+        return Emitter(regime, new_site, self._new_place, self._host, self._delivers)
 
     def _routine(self, regime: TranslatingRegime, name: str) -> int:
         """Where a routine of a regime is in the buffer."""
@@ -238,6 +241,7 @@ class TranslatedCode(CodeCache):
         self.buffer.reset(self._kept)
         self.sites.clear()
         self._routines.clear()
+        self._state.forget_places()
 
     # --- who writes into code ----------------------------------------------------------------------------------------
     def note_store(self, offset: int, size: int) -> bool:
@@ -268,3 +272,7 @@ class TranslatedCode(CodeCache):
     def close(self) -> None:
         """Gives the buffer back."""
         self.buffer.close()
+
+
+def _no_place() -> None:
+    """As State.place: every load and store looks into the TLB."""

@@ -42,10 +42,14 @@ NewSite = Callable[[Kind, int, int], tuple[int, Site]]
 """Makes the site of a kind at an instruction (its index in the block and its address); also says its number."""
 
 
+NewPlace = Callable[[], int | None]
+"""A TLB entry that is for one load or store alone (state.State.place)."""
+
+
 class Emitter:
     """Collects the code of a block, and the stubs by which it is left."""
 
-    def __init__(self, regime: TranslatingRegime, site: NewSite, host: Host, delivers: bool) -> None:
+    def __init__(self, regime: TranslatingRegime, site: NewSite, place: NewPlace, host: Host, delivers: bool) -> None:
         self.code = bytearray()
         self.regime = regime
         self.tables: Tables = regime.tables
@@ -53,12 +57,12 @@ class Emitter:
         self.delivers = delivers
         """Whether translated code takes traps and returns from them."""
         self._site = site
+        self._new_place = place
         self._stubs: list[Callable[[], None]] = []
         self._exits: list[tuple[int, int, bytes]] = []
         """Offset of the displacement of a jump out, the number of its site, and what to do before."""
-        self._misses: list[tuple[int, bytes, str, bytes]] = []
-        """Offset behind a jump to be taken where the TLB does not know and where to come back; what makes of RAX the
-        address; of which TLB; what the routine is to know."""
+        self._misses: list[tuple[_Miss, bytes]] = []
+        """And what the routine is to know."""
         self.to_exit: list[int] = []
         """Offsets of displacements of jumps to the common exit."""
         self.to_routines: list[tuple[int, str, TranslatingRegime]] = []
@@ -139,14 +143,24 @@ class Emitter:
     def operand(self, table_at: int, decoded: Decoded, size: int, kind: Kind) -> tuple[Site, Reg, int]:
         """What a load or store accesses is at RCX, the register and the displacement that are returned; or where the
         TLB does not know, at the site."""
-        entry = table_at - RBP_OFFSET
-        look_up = _look_up_tlb(decoded.rs1, decoded.imm, size, entry)
-        self.code += look_up.code
-        known = len(self.code)
-        self.code += x86.mov_load_indexed(RCX, STATE, RCX, entry + 8)
+        entry, access = table_at - RBP_OFFSET, "load" if table_at == self.tables.read_at else "store"
+        place = self._new_place()
+        if place is None:
+            look_up = _look_up_tlb(decoded.rs1, decoded.imm, size, entry)
+            self.code += look_up.code
+            known = back = len(self.code)
+            self.code += x86.mov_load_indexed(RCX, STATE, RCX, entry + 8)
+            miss = _Miss(known, back, look_up.address, f"{access}_miss")
+        else:
+            look_up = _masked_address(decoded.rs1, decoded.imm, size)
+            self.code += look_up.code
+            self.code += b"%b%b\0\0\0\0" % (x86.memory(b"\x3b", RDX, STATE, place), x86.jcc(Cond.NE))  # CMP
+            known = len(self.code)
+            self.code += x86.mov_load(RCX, STATE, place + 8)
+            told_place = look_up.address + x86.mov_imm(RCX, place)
+            miss = _Miss(known, len(self.code), told_place, f"{access}_place")
         number, site = self._site(kind, self.index, self.pc)
-        told = MISS.pack(number, self.count - self.index - 1, self.pc)
-        self._misses.append((known, look_up.address, "load" if table_at == self.tables.read_at else "store", told))
+        self._misses.append((miss, MISS.pack(number, self.count - self.index - 1, self.pc)))
         return site, look_up.base, look_up.displacement
 
     def host_address(self, table_at: int, decoded: Decoded, size: int, kind: Kind) -> Site:
@@ -223,12 +237,12 @@ class Emitter:
     def finish(self) -> None:
         """The stubs, behind the block."""
         code, to_exit = self.code, self.to_exit
-        for known, address, name, told in self._misses:
-            _DISPLACEMENT.pack_into(code, known - 4, len(code) - known)
-            code += address
-            self.to_routine(f"{name}_miss", opcode=x86.CALL)
+        for miss, told in self._misses:
+            _DISPLACEMENT.pack_into(code, miss.jump - 4, len(code) - miss.jump)
+            code += miss.before
+            self.to_routine(miss.routine, opcode=x86.CALL)
             code += x86.JMP
-            code += _DISPLACEMENT.pack(known - len(code) - 4)
+            code += _DISPLACEMENT.pack(miss.back - len(code) - 4)
             code += told
         for at, number, first in self._exits:
             _DISPLACEMENT.pack_into(code, at, len(code) - at - 4)
@@ -245,17 +259,27 @@ _DISPLACEMENT = struct.Struct("<i")  # of a relative jump, from its own end
 
 
 class _LookUp(NamedTuple):
-    """Code that looks an address up in the TLB, and what goes with it."""
+    """Code that looks an address up, and what goes with it."""
 
-    code: bytes  # ends in the jump to be taken where the TLB does not know; else RCX is the entry's index
-    address: bytes  # what makes of RAX the address, behind that jump
+    code: bytes
+    address: bytes  # what makes of RAX the address, after that
     base: Reg  # the address is this register plus the displacement
     displacement: int
 
 
+class _Miss(NamedTuple):
+    """A jump to be taken where a page is not known."""
+
+    jump: int  # the offset behind it
+    back: int  # where to go on
+    before: bytes  # what makes of RAX the address, and what else the routine wants
+    routine: str
+
+
 @lru_cache(1 << 14)
-def _look_up_tlb(rs1: int, imm: int, size: int, entry: int) -> _LookUp:
-    """For x[rs1] + imm, aligned to `size`, in the TLB that is `entry` from RBP on. RDX is left as what was compared."""
+def _masked_address(rs1: int, imm: int, size: int) -> _LookUp:
+    """RDX becomes what TLB entries are compared with: the page of x[rs1] + imm, and what keeps that from being aligned
+    to `size`."""
     host = HOST.get(rs1)
     if host is not None:
         base, displacement = host, imm
@@ -267,14 +291,21 @@ def _look_up_tlb(rs1: int, imm: int, size: int, entry: int) -> _LookUp:
         if rs1:
             before = x86.mov_load(RAX, STATE, slot(rs1)) + (x86.alu_imm(Alu.ADD, RAX, imm) if imm else b"")
         address = b""
+    before += x86.lea(RDX, base, displacement) if displacement else x86.mov(RDX, base)
+    return _LookUp(before + x86.alu_imm(Alu.AND, RDX, PAGE_MASK | size - 1), address, base, displacement)
+
+
+@lru_cache(1 << 14)
+def _look_up_tlb(rs1: int, imm: int, size: int, entry: int) -> _LookUp:
+    """Looks x[rs1] + imm up in the TLB that is `entry` from RBP on; the code ends in the jump to take where that does
+    not know. RDX is what was compared, RCX the entry's index."""
+    made = _masked_address(rs1, imm, size)
     check = (
-        before,
-        x86.lea(RDX, base, displacement) if displacement else x86.mov(RDX, base),
+        made.code,
         x86.mov(RCX, RDX, False),
         x86.shift_imm(Shift.SHR, RCX, 8, False),
         x86.alu_imm(Alu.AND, RCX, INDEX_MASK, False),
-        x86.alu_imm(Alu.AND, RDX, PAGE_MASK | size - 1),
         x86.indexed(b"\x3b", RDX, STATE, RCX, entry),  # CMP
         x86.jcc(Cond.NE) + bytes(_DISPLACEMENT.size),
     )
-    return _LookUp(b"".join(check), address, base, displacement)
+    return made._replace(code=b"".join(check))
