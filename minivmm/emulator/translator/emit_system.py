@@ -6,7 +6,15 @@ interrupt that becomes enabled - is executed by Python, before which the block i
 
 from __future__ import annotations
 
-from minivmm.emulator.csr_table import CSR_TABLE, M_INTERRUPTS, SSTATUS_VISIBLE, Csr, Status, lowest_privilege
+from minivmm.emulator.csr_table import (
+    CSR_TABLE,
+    M_INTERRUPTS,
+    SSTATUS_VISIBLE,
+    Csr,
+    Interrupt,
+    Status,
+    lowest_privilege,
+)
 from minivmm.emulator.decoder import Decoded
 from minivmm.emulator.translator import x86
 from minivmm.emulator.translator.csrs import OFFSETS
@@ -37,7 +45,6 @@ _WRITABLE = frozenset(
 # Registers with parts that are storage, and others: a write that changes other bits than these is Python's.
 _SUPERVISOR_BITS = int(Status.SIE | Status.SPIE | Status.SPP)
 _STATUS_BITS = {Csr.SSTATUS: _SUPERVISOR_BITS, Csr.MSTATUS: _SUPERVISOR_BITS | int(Status.MIE | Status.MPIE)}
-_ENABLES = int(Status.SIE | Status.MIE)
 
 
 def place(name: str) -> int:
@@ -71,9 +78,11 @@ def system(e: Emitter, d: Decoded, chained: Chained) -> None:
     if is_storage(d, mode):
         (_write_storage if _writes(d) else _read)(e, d)
     elif d.name in _ACCESSES and _is_partly(d, mode):
-        (_write_status if d.csr in _STATUS_BITS else _write_enabled)(e, d)
-        following = e.pc + d.size & _M64
-        e.go(x86.JMP, following, chained(following))
+        (_write_status if d.csr in _STATUS_BITS else _write_enabled)(e, d, chained)
+    elif d.name in _ACCESSES and d.csr == Csr.SIP and mode != Privilege.U and not d.rd and _writes(d):
+        _write_pending(e, d, chained)
+    elif d.name == "wfi" and mode == Privilege.S:
+        _wait(e, d, chained)
     elif d.name in ("ecall", "ebreak") and e.delivers and mode != Privilege.M:
         cause = Cause.BREAKPOINT if d.name == "ebreak" else Cause(Cause.ECALL_FROM_U + mode)
         e.put(
@@ -146,7 +155,7 @@ def _changes(e: Emitter, d: Decoded) -> None:
         e.put(x86.mov(RDX, RAX), x86.unary(x86.Unary.NOT, RDX), x86.alu(Alu.AND, RCX, RDX))
 
 
-def to_python_when_pending(e: Emitter, enabled: bytes) -> int:
+def when_pending(e: Emitter, enabled: bytes) -> int:
     """A jump for when an interrupt in mie is pending. `enabled`: RDX and with what is enabled. Changes RDX."""
     e.put(
         x86.mov_load(RDX, STATE, PENDING - RBP_OFFSET),
@@ -156,27 +165,50 @@ def to_python_when_pending(e: Emitter, enabled: bytes) -> int:
     return e.jump(x86.jcc(Cond.NE))
 
 
-def _write_status(e: Emitter, d: Decoded) -> None:
+def _end(e: Emitter, d: Decoded, chained: Chained, interrupted: int) -> None:
+    """On to the next instruction, or by the jump `interrupted` to where interrupts are looked at."""
+    following = e.pc + d.size & _M64
+    e.go(x86.JMP, following, chained(following))
+    number = e.attend_site(following)
+
+    def stub() -> None:
+        e.land(interrupted)
+        e.put(x86.mov_store_imm32(STATE, SITE - RBP_OFFSET, number))
+        if e.regime.fetch_mode == Privilege.S and e.delivers:
+            e.put(x86.mov_imm(RDX, following))
+            e.to_routine("interrupt")
+        else:
+            e.to_exit.append(e.jump(x86.JMP))
+
+    e.stub(stub)
+
+
+def _write_status(e: Emitter, d: Decoded, chained: Chained) -> None:
     """Bits of mstatus that neither choose a regime nor are of modes that do not exist."""
     own = _STATUS_BITS[Csr(d.csr)]
     writable = _ROWS[d.csr].writable
     e.put(x86.mov_load(RAX, STATE, place("mstatus")))
     _changes(e, d)
     e.put(x86.alu_imm(Alu.AND, RCX, writable), x86.compare_bits(RCX, writable & ~own))
-    slow = [e.jump(x86.jcc(Cond.NE))]
-    e.put(x86.alu(Alu.XOR, RCX, RAX), x86.compare_bits(RCX, _ENABLES))
-    none = e.jump(x86.jcc(Cond.E))
-    slow.append(to_python_when_pending(e, x86.alu_load(Alu.AND, RDX, STATE, place("mie"))))
-    e.land(none)
-    e.put(x86.mov_store(STATE, place("mstatus"), RCX))
+    e.leave_when(e.jump(x86.jcc(Cond.NE)), e.system_site(d))
+    e.put(x86.alu(Alu.XOR, RCX, RAX), x86.mov_store(STATE, place("mstatus"), RCX))
     if d.rd:
         if d.csr == Csr.SSTATUS:
-            e.put(x86.mov_imm(RCX, SSTATUS_VISIBLE), x86.alu(Alu.AND, RAX, RCX))
+            e.put(x86.mov_imm(RDX, SSTATUS_VISIBLE), x86.alu(Alu.AND, RAX, RDX))
         e.commit(d.rd, RAX)
-    e.leave_when(slow, e.system_site(d))
+    e.put(x86.compare_bits(RCX, _enabling(e)))
+    none = e.jump(x86.jcc(Cond.E))
+    interrupted = when_pending(e, x86.alu_load(Alu.AND, RDX, STATE, place("mie")))
+    e.land(none)
+    _end(e, d, chained, interrupted)
 
 
-def _write_enabled(e: Emitter, d: Decoded) -> None:
+def _enabling(e: Emitter) -> int:
+    """The bits of mstatus without which no change of another CSR brings an interrupt in this mode."""
+    return int(Status.SIE) if e.regime.fetch_mode == Privilege.S else int(Status.SIE | Status.MIE)
+
+
+def _write_enabled(e: Emitter, d: Decoded, chained: Chained) -> None:
     """mie, and sie, which is the part of it that is delegated."""
     e.put(x86.mov_load(RAX, STATE, place("mie")))
     _changes(e, d)
@@ -184,11 +216,45 @@ def _write_enabled(e: Emitter, d: Decoded) -> None:
         e.put(x86.alu_imm(Alu.AND, RCX, M_INTERRUPTS))
     else:
         e.put(x86.alu_load(Alu.AND, RCX, STATE, place("mideleg")))
-    e.put(x86.alu(Alu.XOR, RCX, RAX))
-    slow = [to_python_when_pending(e, x86.alu(Alu.AND, RDX, RCX))]
-    e.put(x86.mov_store(STATE, place("mie"), RCX))
+    e.put(x86.alu(Alu.XOR, RCX, RAX), x86.mov_store(STATE, place("mie"), RCX))
     if d.rd:
         if d.csr == Csr.SIE:
             e.put(x86.alu_load(Alu.AND, RAX, STATE, place("mideleg")))
         e.commit(d.rd, RAX)
-    e.leave_when(slow, e.system_site(d))
+    _end_enabled(e, d, chained)
+
+
+def _write_pending(e: Emitter, d: Decoded, chained: Chained) -> None:
+    """sip, of which SSIP alone can be written, if it is delegated (4.1.3)."""
+    e.put(x86.mov_load(RAX, STATE, place("mip")))
+    _changes(e, d)
+    e.put(
+        x86.alu_imm(Alu.AND, RCX, int(Interrupt.SSI)),
+        x86.alu_load(Alu.AND, RCX, STATE, place("mideleg")),
+        x86.alu(Alu.XOR, RCX, RAX),
+        x86.mov_store(STATE, place("mip"), RCX),
+    )
+    _end_enabled(e, d, chained)
+
+
+def _end_enabled(e: Emitter, d: Decoded, chained: Chained) -> None:
+    e.put(x86.compare_bits_memory(STATE, place("mstatus"), _enabling(e)))
+    none = e.jump(x86.jcc(Cond.E))
+    interrupted = when_pending(e, x86.alu_load(Alu.AND, RDX, STATE, place("mie")))
+    e.land(none)
+    _end(e, d, chained, interrupted)
+
+
+def _wait(e: Emitter, d: Decoded, chained: Chained) -> None:
+    """wfi in S-mode, at once over when software's interrupt is pending and not let in (3.3.3)."""
+    number = e.system_site(d)
+    e.put(x86.compare_bits_memory(STATE, place("mstatus"), int(Status.TW | Status.SIE)))
+    e.leave_when(e.jump(x86.jcc(Cond.NE)), number)
+    e.put(
+        x86.mov_load(RAX, STATE, place("mip")),
+        x86.alu_load(Alu.AND, RAX, STATE, place("mie")),
+        x86.alu_load(Alu.AND, RAX, STATE, place("mideleg")),
+    )
+    e.leave_when(e.jump(x86.jcc(Cond.E)), number)
+    following = e.pc + d.size & _M64
+    e.go(x86.JMP, following, chained(following))

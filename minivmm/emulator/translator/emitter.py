@@ -188,10 +188,19 @@ class Emitter:
         site.decoded = decoded
         return number
 
-    def leave_when(self, places: list[int], number: int) -> None:
-        """These jumps leave at a site."""
-        for at in places:
-            self._exits.append((at, number, b""))
+    def attend_site(self, following: int) -> int:
+        """The number of a site behind an instruction, at which Python looks at interrupts."""
+        number, site = self._site(Kind.ATTEND, self.index, self.pc)
+        site.following = following
+        return number
+
+    def leave_when(self, at: int, number: int) -> None:
+        """The jump leaves at a site."""
+        self._exits.append((at, number, b""))
+
+    def stub(self, stub: Callable[[], None]) -> None:
+        """Makes code behind the block, when that is done."""
+        self._stubs.append(stub)
 
     def to_routine(self, name: str, regime: TranslatingRegime | None = None, opcode: bytes = x86.JMP) -> None:
         """A jump to a routine of this or another regime."""

@@ -135,6 +135,10 @@ class TranslatingHart(Hart):
             if kind is Kind.SYSTEM:
                 self._left += site.block.count - site.index
                 return self._system(site)
+            if kind is Kind.ATTEND:
+                self._left += site.block.count - site.index - 1
+                self.attend()
+                return site.following
             if kind is Kind.CHAIN or kind is Kind.JUMP:
                 pc = site.target if kind is Kind.CHAIN else state.target[0]
                 flushed = code.flushed

@@ -9,17 +9,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from minivmm.emulator.csr_table import MPP_SHIFT, Status
+from minivmm.emulator.csr_table import MPP_SHIFT, Interrupt, Status
 from minivmm.emulator.translator import x86
-from minivmm.emulator.translator.emit_system import place, to_python_when_pending
+from minivmm.emulator.translator.emit_system import place, when_pending
 from minivmm.emulator.translator.emitter import RAX, RCX, RDX, Emitter
-from minivmm.emulator.translator.registers import STATE
-from minivmm.emulator.translator.state import RBP_OFFSET, RESERVED, TRAPS
+from minivmm.emulator.translator.registers import BUDGET_REGISTER, STATE
+from minivmm.emulator.translator.state import PENDING, RBP_OFFSET, RESERVED, TRAPS
 from minivmm.emulator.translator.x86 import Alu, Cond, Shift
-from minivmm.emulator.traps import Privilege
+from minivmm.emulator.traps import INTERRUPT, Privilege
 
 _SIE, _MIE, _SPIE, _MPIE = int(Status.SIE), int(Status.MIE), int(Status.SPIE), int(Status.MPIE)
 _SPP, _MPP, _MPRV, _TSR = int(Status.SPP), int(Status.MPP), int(Status.MPRV), int(Status.TSR)
+_SSI = int(Interrupt.SSI)
 _STATUS = place("mstatus")
 
 Routine = Callable[[Emitter], None]
@@ -86,6 +87,45 @@ def deliver(e: Emitter) -> None:
     e.to_routine("dispatch", e.regime.successor(Privilege.M, mode))
 
 
+@_routine
+def interrupt(e: Emitter) -> None:
+    """Hart.look_at_interrupts in S-mode, where something pending is let in: RDX is the address to come back to.
+
+    Only for software's own interrupt; SITE is one at which Python looks at the others.
+    """
+    e.put(x86.mov_load(RAX, STATE, PENDING - RBP_OFFSET), x86.alu_load(Alu.AND, RAX, STATE, place("mie")))
+    e.to_exit.append(e.jump(x86.jcc(Cond.NE)))
+    e.put(
+        x86.mov_load(RAX, STATE, place("mip")),
+        x86.alu_load(Alu.AND, RAX, STATE, place("mie")),
+        x86.mov(RCX, RAX),
+        x86.alu_load(Alu.AND, RCX, STATE, place("mideleg")),
+        x86.alu(Alu.CMP, RAX, RCX),
+    )
+    e.to_exit.append(e.jump(x86.jcc(Cond.NE)))
+    e.put(x86.alu_imm(Alu.CMP, RAX, _SSI))
+    e.to_exit.append(e.jump(x86.jcc(Cond.NE)))
+    code = _SSI.bit_length() - 1
+    e.put(
+        x86.alu_imm(Alu.SUB, BUDGET_REGISTER, 1),  # as every trap
+        x86.mov_imm(RCX, INTERRUPT | code),
+        x86.mov_store(STATE, place("scause"), RCX),
+        x86.mov_store(STATE, place("sepc"), RDX),
+        x86.mov_store_imm32(STATE, place("stval"), 0, True),
+    )
+    _stack_enable(e, _SIE, _SPIE, _SPP, _SPP)
+    e.put(
+        x86.mov_load(RAX, STATE, place("stvec")),
+        x86.mov(RCX, RAX),
+        x86.alu_imm(Alu.AND, RAX, -4),
+        x86.compare_bits(RCX, 1),  # MODE: vectored
+    )
+    direct = e.jump(x86.jcc(Cond.E))
+    e.put(x86.alu_imm(Alu.ADD, RAX, 4 * code))
+    e.land(direct)
+    e.to_routine("dispatch")
+
+
 def _unstack_enable(e: Emitter, enable: int, previous: int, cleared: int) -> None:
     """mstatus, in RAX: the enabling bit comes from its `previous` bit, which becomes 1, `cleared` go. RDX: the old."""
     e.put(
@@ -113,7 +153,7 @@ def _go_where(e: Emitter, address: str, supervisor: int) -> None:
 @_routine
 def sret(e: Emitter) -> None:
     """system.sret, from S-mode; SITE is one that does the same in Python, where an interrupt waits for it."""
-    e.to_exit.append(to_python_when_pending(e, x86.alu_load(Alu.AND, RDX, STATE, place("mie"))))
+    e.to_exit.append(when_pending(e, x86.alu_load(Alu.AND, RDX, STATE, place("mie"))))
     e.put(x86.mov_load(RAX, STATE, _STATUS), x86.compare_bits(RAX, _TSR))
     e.to_exit.append(e.jump(x86.jcc(Cond.NE)))
     _unstack_enable(e, _SIE, _SPIE, _SPP | _MPRV)
@@ -123,7 +163,7 @@ def sret(e: Emitter) -> None:
 @_routine
 def mret(e: Emitter) -> None:
     """system.mret to S or U; SITE is one that does the same in Python, and that returns to M."""
-    e.to_exit.append(to_python_when_pending(e, x86.alu_load(Alu.AND, RDX, STATE, place("mie"))))
+    e.to_exit.append(when_pending(e, x86.alu_load(Alu.AND, RDX, STATE, place("mie"))))
     e.put(
         x86.mov_load(RAX, STATE, _STATUS),
         x86.mov(RCX, RAX, False),

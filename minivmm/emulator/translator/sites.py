@@ -20,6 +20,7 @@ class Kind(Enum):
     STORE = auto()
     ATOMIC = auto()  # the same
     SYSTEM = auto()  # the block ends here: an instruction that changes more than registers
+    ATTEND = auto()  # behind an instruction that let in an interrupt
     CHAIN = auto()  # a jump to a known address that has not been followed yet
     JUMP = auto()  # a jump to an address that is not in the jump cache
 
@@ -38,7 +39,7 @@ class Site:
         self.block = block  # JUMP: of no meaning
         self.index = index  # of the instruction in its block
         self.pc = pc
-        self.following = 0  # LOAD, STORE, ATOMIC: the guest address behind it
+        self.following = 0  # LOAD, STORE, ATOMIC, ATTEND: the guest address behind it
         self.name = ""  # LOAD, STORE: the instruction
         self.register = 0  # LOAD: rd; STORE: rs2
         self.resume = 0  # LOAD, STORE, ATOMIC: the host address behind it
