@@ -120,8 +120,8 @@ class Files:
     def parent(self, path: str) -> tuple[int, str]:
         """A descriptor of the directory that a path's last name is in, and that name. Raises OSError."""
         head, name = os.path.split(path.rstrip("/") or "/")
-        if name in ("", ".", ".."):
-            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+        if name in ("", ".", ".."):  # the root is there, and is not taken away
+            raise OSError(errno.EEXIST, os.strerror(errno.EEXIST))
         return self.open(head or "/", os.O_PATH | os.O_DIRECTORY), name
 
     def release(self) -> None:

@@ -52,12 +52,15 @@ class ProcessMemory:
         self.unmap(start, length)
         if len(self._segments) >= MAX_SEGMENTS:
             raise NoMemory
-        at = bisect_right(self._segments, (start,))
-        before = self._segments[at - 1] if at else None
-        if before is not None and before.end == start and before.prot == prot:  # as Linux does: a heap is one mapping
-            self._segments[at - 1] = Segment(before.start, end, prot)
-        else:
-            self._segments.insert(at, Segment(start, end, prot))
+        # With a neighbour of the same rights it becomes one, as in Linux: a heap is one mapping.
+        first = last = bisect_right(self._segments, (start,))
+        if first and self._segments[first - 1][1:] == (start, prot):
+            first -= 1
+            start = self._segments[first].start
+        if last < len(self._segments) and self._segments[last][::2] == (end, prot):
+            end = self._segments[last].end
+            last += 1
+        self._segments[first:last] = [Segment(start, end, prot)]
 
     def unmap(self, start: int, length: int) -> bool:
         """Takes pages away. True when one of them could be executed. Raises NoMemory: too many mappings."""

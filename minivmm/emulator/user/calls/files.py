@@ -7,6 +7,7 @@ import fcntl
 import math
 import os
 import select
+import stat
 import struct
 import termios
 from typing import TYPE_CHECKING
@@ -81,6 +82,27 @@ def _pwrite(process: Process, fd: int, buffer: int, count: int, offset: int) -> 
     host = process.files.host(signed(fd))
     count = process.files.spend(host, min(count, CHUNK))
     return os.pwrite(host, process.memory.read(buffer, count), offset)
+
+
+@system_call(SystemCall.SENDFILE)
+def _sendfile(process: Process, to: int, source: int, offset_at: int, count: int) -> int:
+    reader, writer = process.files.host(signed(source)), process.files.host(signed(to))
+    if not stat.S_ISREG(os.fstat(reader).st_mode):
+        raise failure(errno.EINVAL)  # programs read and write then
+    count = process.files.spend(writer, min(count, CHUNK))
+    if process.wait_for(writer, select.POLLOUT):
+        count = min(count, select.PIPE_BUF)
+    if not offset_at:
+        return os.write(writer, os.read(reader, count))
+    offset = int.from_bytes(process.memory.read(offset_at, 8), "little", signed=True)
+    done = os.write(writer, os.pread(reader, count, offset))
+    process.store(offset_at, (offset + done).to_bytes(8, "little"))
+    return done
+
+
+@system_call(SystemCall.FADVISE64)
+def _fadvise64(_process: Process) -> int:
+    return 0
 
 
 @system_call(SystemCall.OPENAT)

@@ -119,7 +119,7 @@ def _ftruncate(process: Process, fd: int, length: int) -> int:
     return 0
 
 
-@system_call(SystemCall.FSYNC)
+@system_call(SystemCall.FSYNC, SystemCall.FDATASYNC)
 def _fsync(process: Process, fd: int) -> int:
     os.fsync(process.files.host(signed(fd)))
     return 0
