@@ -148,6 +148,8 @@ AT_REMOVEDIR = 0x200
 
 STAT = struct.Struct("<QQIIIIQQqiiq6QII")
 """struct stat (include/uapi/asm-generic/stat.h): 128 bytes."""
+DIRENT = struct.Struct("<QqHB")
+"""struct linux_dirent64 (include/linux/dirent.h), before the name."""
 STATFS = struct.Struct("<7Q2i3Q32x")
 """struct statfs (include/uapi/asm-generic/statfs.h): 120 bytes."""
 RUSAGE = struct.Struct("<4q112x")

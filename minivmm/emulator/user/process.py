@@ -18,7 +18,7 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from minivmm.boot.elf import EM_RISCV, ET_DYN, PT_LOAD, Elf, read_image
+from minivmm.boot.elf import EM_RISCV, ET_DYN, PT_INTERP, PT_LOAD, Elf, read_image
 from minivmm.emulator.hart import Hart
 from minivmm.emulator.mmu import Mmu
 from minivmm.emulator.physical import RAM_BASE, AddressSpace, Ram
@@ -115,6 +115,10 @@ class Process:
     # --- the image ---------------------------------------------------------------------------------------------------
     def _load(self, elf: Elf, arguments: list[str], environment: list[str]) -> None:
         """Segments, stack and auxiliary vector, as Linux lays them out (fs/binfmt_elf.c)."""
+        if not elf.is_64:
+            raise ImageError(elf.path, "is for 32-bit RISC-V: only 64-bit programs are run")
+        if any(segment.type == PT_INTERP for segment in elf.segments):
+            raise ImageError(elf.path, "is dynamically linked", remedy="link it with -static")
         bias = PIE_BASE if elf.header.type == ET_DYN else 0
         image = read_image(elf.path)
         end = 0
@@ -270,29 +274,6 @@ class Process:
             yield descriptor
         finally:
             os.close(descriptor)
-
-    def directory_entries(self, number: int, buffer: int, size: int) -> int:
-        """getdents64(2): struct linux_dirent64. Entries are read once an open file."""
-        host = self.files.host(number)
-        left = self.files.listings.get(host)
-        if left is None:
-            left = []
-            with os.scandir(host) as entries:
-                for at, entry in enumerate(entries, 1):
-                    kind = 4 if entry.is_dir(follow_symlinks=False) else 10 if entry.is_symlink() else 8
-                    name = os.fsencode(entry.name) + b"\0"
-                    length = 19 + len(name) + 7 & ~7
-                    left.append(struct.pack("<QqHB", entry.inode(), at, length, kind) + name.ljust(length - 19, b"\0"))
-        found = bytearray()
-        while left and len(found) + len(left[0]) <= size:
-            found += left.pop(0)
-        if left and not found:
-            raise OSError(22, os.strerror(22))
-        self.files.listings[host] = left
-        if not found:
-            del self.files.listings[host]
-        self.store(buffer, bytes(found))
-        return len(found)
 
     def set_break(self, wanted: int) -> int:
         """brk(2): the new end, or the old one where that cannot be."""
