@@ -91,7 +91,7 @@ class Process:
         """System calls that were answered with ENOSYS, by name or number, and how often."""
         self.calls = Tally()
         """System calls that were made."""
-        self._deadline = math.inf
+        self.deadline = math.inf  # of time.monotonic()
         self._timeout = 0.0
         elf = Elf(program, read_image(Path(program)), machines=(EM_RISCV,))
         with contextlib.ExitStack() as undo:
@@ -201,11 +201,11 @@ class Process:
         """The deadline is so many seconds from now; returns now."""
         now = time.monotonic()
         self._timeout = timeout or 0.0
-        self._deadline = math.inf if timeout is None else now + timeout
+        self.deadline = math.inf if timeout is None else now + timeout
         return now
 
     def _look_at_the_clock(self) -> None:
-        if time.monotonic() >= self._deadline:
+        if time.monotonic() >= self.deadline:
             raise EndOfRun(Outcome.DEADLINE, f"still running after {self._timeout:g} seconds")
 
     @property
@@ -323,9 +323,13 @@ class Process:
         if executable:
             self.hart.code.forget()
 
+    def fill(self, address: int, data: bytes) -> None:
+        """What a mapping begins with. Raises NoMemory."""
+        self.memory.force(address, data)
+
     # --- what may take long: never beyond the deadline ---------------------------------------------------------------
     def _allowed(self, seconds: float) -> float:
-        return max(min(seconds, self._deadline - time.monotonic(), _LONGEST), 0)
+        return max(min(seconds, self.deadline - time.monotonic(), _LONGEST), 0)
 
     def sleep(self, seconds: float) -> None:
         """Raises EndOfRun at the deadline."""
@@ -342,7 +346,7 @@ class Process:
     def wait_for(self, host: int, events: int) -> bool:
         """Waits until a descriptor of this process can be read or written, where that may take long; whether it may.
         Raises EndOfRun at the deadline."""
-        if self._deadline == math.inf or stat.S_IFMT(os.fstat(host).st_mode) in (stat.S_IFREG, stat.S_IFDIR):
+        if self.deadline == math.inf or stat.S_IFMT(os.fstat(host).st_mode) in (stat.S_IFREG, stat.S_IFDIR):
             return False
         poller = select.poll()
         poller.register(host, events)

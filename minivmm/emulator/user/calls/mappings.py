@@ -51,7 +51,7 @@ def _mmap(process: Process, address: int, length: int, prot: int, flags: int, fd
         process.map(address, size, Prot(prot))
         at = 0
         while host >= 0 and at < length and (data := os.pread(host, min(CHUNK, length - at), offset + at)):
-            memory.force(address + at, data)
+            process.fill(address + at, data)
             at += len(data)
     except NoMemory:
         process.unmap(address, size)
