@@ -15,7 +15,8 @@ import ctypes
 from typing import TYPE_CHECKING
 
 from minivmm.emulator.code import MAX_BLOCK, Block, CodeCache, CodePage
-from minivmm.emulator.decoder import Decoded, IllegalInstruction, decode
+from minivmm.emulator.decoder import Decoded, IllegalInstruction
+from minivmm.emulator.instructions import FLOATING
 from minivmm.emulator.physical import PAGE_SHIFT, AddressSpace
 from minivmm.emulator.system import SYSTEM
 from minivmm.emulator.translator import x86
@@ -137,7 +138,7 @@ class TranslatedCode(CodeCache):
         page_end = (offset | _OFFSET_MASK) + 1
         while len(found) < MAX_BLOCK and offset < page_end:
             try:
-                decoded = decode(self._fetch(regime, pc, offset, page_end))
+                decoded = self.decode(regime, pc, offset, page_end)
             except (Trap, IllegalInstruction):
                 break
             if decoded.name in SYSTEM or offset + decoded.size > page_end:
@@ -173,6 +174,8 @@ class TranslatedCode(CodeCache):
                 ending(emitter, decoded, chained)
             elif (emit := EMIT.get(decoded.name)) is not None:
                 emit(emitter, decoded)
+            elif decoded.name in FLOATING:
+                emitter.call().operation = self._hart.floating.operation(regime, decoded)
             else:
                 emitter.call().operation = self._hart.atomics.operation(regime, decoded)
         if final.name not in ENDS:

@@ -31,8 +31,8 @@ TLB_ENTRIES = 1 << 12
 JUMP_ENTRIES = 1 << 12
 TLB_BYTES = TLB_ENTRIES << ENTRY_SHIFT
 JUMP_BYTES = JUMP_ENTRIES << ENTRY_SHIFT
-REGIMES = 20
-"""There are no more: U and S with SUM and MXR, M with three data modes (mmu.Regime)."""
+REGIMES = 60
+"""There are no more: U and S with SUM and MXR, M with three data modes, each with floating point in three states."""
 REGIME_BYTES = 2 * TLB_BYTES + JUMP_BYTES
 _REGIMES_AT = 4096
 _SIZE = _REGIMES_AT + REGIMES * REGIME_BYTES
