@@ -6,6 +6,8 @@ above it (NaN boxing, 12.2): what is not boxed so is taken for the canonical NaN
 
 from __future__ import annotations
 
+import math
+import operator
 from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING
@@ -13,7 +15,8 @@ from typing import TYPE_CHECKING
 from minivmm.emulator import softfloat
 from minivmm.emulator.decoder import Decoded
 from minivmm.emulator.instructions import DYNAMIC, FLOATING
-from minivmm.emulator.softfloat import DOUBLE, SINGLE, Format
+from minivmm.emulator.physical import PAGE_SHIFT
+from minivmm.emulator.softfloat import DOUBLE, NX, SINGLE, Format
 from minivmm.emulator.traps import Cause, Trap
 
 if TYPE_CHECKING:
@@ -35,6 +38,16 @@ _ROUNDED: dict[str, tuple[Arithmetic, int]] = {
     "fdiv": (softfloat.divide, 2),
     "fsqrt": (softfloat.square_root, 1),
 }
+# The same to nearest by the host, of two operands whether needed or not.
+_HOSTS: dict[str, Callable[[float, float], float]] = {
+    "fadd": operator.add,
+    "fsub": operator.sub,
+    "fmul": operator.mul,
+    "fdiv": operator.truediv,
+    "fsqrt": lambda value, _: math.sqrt(value),
+}
+# Magnitudes between which nothing overflows or underflows, as singles and as doubles.
+_USUAL = {32: (2.0**-125, 2.0**127), 64: (2.0**-1021, 2.0**1023)}
 # What of rs1 and rs3 changes sign before rs1 * rs2 + rs3 (11.6).
 _FUSED = {"fmadd": (False, False), "fmsub": (False, True), "fnmsub": (True, False), "fnmadd": (True, True)}
 _CHOICES: dict[str, Arithmetic] = {"fmin": softfloat.smallest, "fmax": partial(softfloat.smallest, largest=True)}
@@ -53,26 +66,34 @@ class Floating:
 
     def __init__(self, hart: Hart) -> None:
         self._hart = hart
-        self.f = [0] * 32
-        """The registers."""
+        self.f, self._doubles, self._singles = self._make_registers()
         self.flags = 0
         """fflags: softfloat's NX .. NV."""
         self.rounding = 0
         """frm, which may be one that there is not."""
+
+    def _make_registers(self) -> tuple[memoryview[int], memoryview[float], memoryview[float]]:
+        """The registers as patterns; as doubles; and as singles, each of which is at an even place."""
+        registers = memoryview(bytearray(8 * 32))
+        return registers.cast("Q"), registers.cast("d"), registers.cast("f")
+
+    def close(self) -> None:
+        """Nothing is executed any more."""
 
     def operation(self, regime: Regime, decoded: Decoded) -> Operation:
         """The function that executes this instruction, which is one of FLOATING."""
         name, _, rest = decoded.name.partition(".")
         if not rest:
             access = self._load if name in ("flw", "fld") else self._store
-            return partial(access, regime, decoded, 4 if name[2] == "w" else 8)
+            return access(regime, decoded, 4 if name[2] == "w" else 8)
         if name == "fcvt":
             return self._conversion(decoded, *rest.split("."))
         if name == "fmv":
             return partial(self._move, decoded, rest)
         form = _FORMATS[rest]
         if name in _ROUNDED:
-            return partial(self._rounded, decoded, form, *_ROUNDED[name])
+            exact = partial(self._rounded, decoded, form, *_ROUNDED[name])
+            return exact if decoded.rm != DYNAMIC else self._quick(decoded, form, _HOSTS[name], exact)
         if name in _FUSED:
             return partial(self._fused, decoded, form, *_FUSED[name])
         if name in _CHOICES:
@@ -106,20 +127,74 @@ class Floating:
         return mode
 
     # --- memory: 11.5, 12.3 ------------------------------------------------------------------------------------------
-    def _load(self, regime: Regime, decoded: Decoded, size: int) -> None:
-        hart = self._hart
-        value = hart.mmu.load(regime, hart.x[decoded.rs1] + decoded.imm & _M64, size)
-        self.f[decoded.rd] = value if size == 8 else value | BOXED
+    def _load(self, regime: Regime, decoded: Decoded, size: int) -> Operation:
+        hart, f, rd, rs1, imm = self._hart, self.f, decoded.rd, decoded.rs1, decoded.imm
+        read, load, upper = regime.read, hart.mmu.load, 0 if size == 8 else BOXED
+        ram: memoryview[int] = hart.space.ram64 if size == 8 else hart.space.ram32
+        shift = size.bit_length() - 1
 
-    def _store(self, regime: Regime, decoded: Decoded, size: int) -> None:
-        hart = self._hart
-        hart.mmu.store(regime, hart.x[decoded.rs1] + decoded.imm & _M64, size, self.f[decoded.rs2])
+        def execute() -> None:
+            address = hart.x[rs1] + imm & _M64
+            try:
+                at = read[address >> PAGE_SHIFT] + address
+                if at & size - 1:
+                    raise KeyError
+                f[rd] = ram[at >> shift] | upper
+            except KeyError:
+                f[rd] = load(regime, address, size) | upper
+
+        return execute
+
+    def _store(self, regime: Regime, decoded: Decoded, size: int) -> Operation:
+        hart, f, rs1, rs2, imm = self._hart, self.f, decoded.rs1, decoded.rs2, decoded.imm
+        write, store = regime.write, hart.mmu.store
+        ram: memoryview[int] = hart.space.ram64 if size == 8 else hart.space.ram32
+        shift, mask = size.bit_length() - 1, (1 << 8 * size) - 1
+
+        def execute() -> None:
+            address = hart.x[rs1] + imm & _M64
+            try:
+                at = write[address >> PAGE_SHIFT] + address
+                if at & size - 1:
+                    raise KeyError
+                ram[at >> shift] = f[rs2] & mask
+            except KeyError:
+                store(regime, address, size, f[rs2])
+
+        return execute
 
     # --- arithmetic --------------------------------------------------------------------------------------------------
     def _rounded(self, decoded: Decoded, form: Format, compute: Arithmetic, operands: int) -> None:
         mode = self._mode(decoded)
         values = [self._get(form, register) for register in (decoded.rs1, decoded.rs2)[:operands]]
         self._put(form, decoded.rd, compute(form, *values, mode, self))
+
+    def _quick(
+        self, decoded: Decoded, form: Format, compute: Callable[[float, float], float], exact: Operation
+    ) -> Operation:
+        """As `exact`, by the host where that can make no difference: to nearest, an ordinary result, NX set already.
+
+        A single is computed as a double and rounded again, which is the same for these operations (Figueroa 1995).
+        """
+        rd, rs1, rs2 = decoded.rd, decoded.rs1, decoded.rs2
+        f, low, high = self.f, *_USUAL[form.bits]
+        numbers, scale = (self._doubles, 1) if form is DOUBLE else (self._singles, 2)
+
+        def execute() -> None:
+            if self.flags & NX and not self.rounding and (scale == 1 or (f[rs1] >= BOXED and f[rs2] >= BOXED)):
+                try:
+                    value = compute(numbers[rs1 * scale], numbers[rs2 * scale])
+                except (ArithmeticError, ValueError):  # by zero, of a negative number
+                    exact()
+                    return
+                if low < value < high or -high < value < -low:
+                    if scale == 2:
+                        f[rd] = BOXED
+                    numbers[rd * scale] = value
+                    return
+            exact()
+
+        return execute
 
     def _fused(self, decoded: Decoded, form: Format, negate_product: bool, negate_addend: bool) -> None:
         mode = self._mode(decoded)
