@@ -11,12 +11,14 @@ from minivmm.emulator.atomics import Atomics
 from minivmm.emulator.code import Block, CodeCache
 from minivmm.emulator.csr import CsrFile
 from minivmm.emulator.decoder import Decoded
+from minivmm.emulator.floating import BOXED, Floating
 from minivmm.emulator.hart import Hart
 from minivmm.emulator.mmu import Mmu
 from minivmm.emulator.physical import PAGE_SHIFT, AddressSpace
 from minivmm.emulator.system import SYSTEM
 from minivmm.emulator.translator.code import TranslatedBlock, TranslatedCode
 from minivmm.emulator.translator.csrs import SharedAtomics, SharedCsrs
+from minivmm.emulator.translator.floating import TranslatingFloating
 from minivmm.emulator.translator.mmu import TranslatingMmu, TranslatingRegime
 from minivmm.emulator.translator.sites import Kind, Site
 from minivmm.emulator.translator.state import State
@@ -54,6 +56,9 @@ class TranslatingHart(Hart):
 
     def _make_atomics(self) -> Atomics:
         return SharedAtomics(self)
+
+    def _make_floating(self) -> Floating:
+        return TranslatingFloating(self, self.state)
 
     def _make_code(self) -> CodeCache:
         return TranslatedCode(self, self.space, self.buffer_size)
@@ -194,18 +199,27 @@ class TranslatingHart(Hart):
 
     def _slow(self, site: Site) -> None:
         """Does what translated code could not. Raises Trap, CodeChanged, EndOfRun."""
+        if site.kind is Kind.CALL:
+            if site.operation is None:
+                site.operation = self.floating.operation(site.regime, cast(Decoded, site.decoded))
+            site.operation()
+            return
         address, name, regime = self.state.fault[0], site.name, site.regime
+        floating = name[:1] == "f"
         if site.kind is Kind.LOAD:
-            size = _SIZE[name[1]]
+            size = _SIZE[name[1 + floating]]
             value = self.mmu.load(regime, address, size)
-            if site.register:
+            if floating:
+                self.floating.f[site.register] = value if size == 8 else value | BOXED
+            elif site.register:
                 if len(name) == 2:  # no u: sign-extended
                     sign = 1 << 8 * size - 1
                     value = (value ^ sign) - sign & _M64
                 self.x[site.register] = value
             self._enter(regime.read, regime.tables.read_at, address, regime)
         elif site.kind is Kind.STORE:
-            self.mmu.store(regime, address, _SIZE[name[1]], self.x[site.register])
+            value = (self.floating.f if floating else self.x)[site.register]
+            self.mmu.store(regime, address, _SIZE[name[1 + floating]], value)
             self._enter(regime.write, regime.tables.write_at, address, regime)
         else:
             decoded = cast(Decoded, site.decoded)
@@ -226,4 +240,5 @@ class TranslatingHart(Hart):
     def close(self) -> None:
         """As Hart's; the registers can still be read."""
         self.x = list(self.x)
+        self.floating.close()
         cast(TranslatedCode, self.code).close()
