@@ -62,8 +62,9 @@ class Emitter:
         self._stubs: list[Callable[[], None]] = []
         self._exits: list[tuple[int, int, bytes]] = []
         """Offset of the displacement of a jump out, the number of its site, and what to do before."""
-        self._misses: list[tuple[_Miss, bytes]] = []
-        """And what the routine is to know."""
+        self._misses: list[tuple[int, int, bytes, str, bytes]] = []
+        """Offset behind a jump to be taken where a page is not known; where to go on; what makes of RAX the address and
+        what else the routine wants; the routine; what it is told."""
         self.to_exit: list[int] = []
         """Offsets of displacements of jumps to the common exit."""
         self.to_routines: list[tuple[int, str, TranslatingRegime]] = []
@@ -148,24 +149,26 @@ class Emitter:
     def operand(self, table_at: int, decoded: Decoded, size: int, kind: Kind) -> tuple[Site, Reg, int]:
         """What a load or store accesses is at RCX, the register and the displacement that are returned; or where the
         TLB does not know, at the site."""
-        entry, access = table_at - RBP_OFFSET, "load" if table_at == self.tables.read_at else "store"
+        code, loads = self.code, table_at == self.tables.read_at
         place = self._new_place()
         if place is None:
+            entry = table_at - RBP_OFFSET
             look_up = _look_up_tlb(decoded.rs1, decoded.imm, size, entry)
-            self.code += look_up.code
-            known = back = len(self.code)
-            self.code += x86.mov_load_indexed(RCX, STATE, RCX, entry + 8)
-            miss = _Miss(known, back, look_up.address, f"{access}_miss")
+            code += look_up.code
+            known = back = len(code)
+            code += x86.mov_load_indexed(RCX, STATE, RCX, entry + 8)
+            before, routine = look_up.address, "load_miss" if loads else "store_miss"
         else:
             look_up = _masked_address(decoded.rs1, decoded.imm, size)
-            self.code += look_up.code
-            self.code += b"%b%b\0\0\0\0" % (x86.memory(b"\x3b", RDX, STATE, place), x86.jcc(Cond.NE))  # CMP
-            known = len(self.code)
-            self.code += x86.mov_load(RCX, STATE, place + 8)
-            told_place = look_up.address + x86.mov_imm(RCX, place)
-            miss = _Miss(known, len(self.code), told_place, f"{access}_place")
+            code += look_up.code
+            code += _COMPARE_PLACE.pack(_COMPARE, place, _UNLESS)
+            known = len(code)
+            code += _LOAD_PLACE.pack(_LOAD, place + 8)
+            back = len(code)
+            before = look_up.address + _TELL_PLACE.pack(_TELL, place)
+            routine = "load_place" if loads else "store_place"
         number, site = self._site(kind, self.index, self.pc)
-        self._misses.append((miss, MISS.pack(number, self.count - self.index - 1, self.pc)))
+        self._misses.append((known, back, before, routine, MISS.pack(number, self.count - self.index - 1, self.pc)))
         return site, look_up.base, look_up.displacement
 
     def host_address(self, table_at: int, decoded: Decoded, size: int, kind: Kind) -> Site:
@@ -277,12 +280,12 @@ class Emitter:
     def finish(self) -> None:
         """The stubs, behind the block."""
         code, to_exit = self.code, self.to_exit
-        for miss, told in self._misses:
-            _DISPLACEMENT.pack_into(code, miss.jump - 4, len(code) - miss.jump)
-            code += miss.before
-            self.to_routine(miss.routine, opcode=x86.CALL)
+        for known, back, before, routine, told in self._misses:
+            _DISPLACEMENT.pack_into(code, known - 4, len(code) - known)
+            code += before
+            self.to_routine(routine, opcode=x86.CALL)
             code += x86.JMP
-            code += _DISPLACEMENT.pack(miss.back - len(code) - 4)
+            code += _DISPLACEMENT.pack(back - len(code) - 4)
             code += told
         for at, number, first in self._exits:
             _DISPLACEMENT.pack_into(code, at, len(code) - at - 4)
@@ -297,6 +300,16 @@ _STORE_SITE = x86.mov_store_imm32(STATE, SITE - RBP_OFFSET, 0)[:-4]  # and the n
 _LEAVE = struct.Struct(f"<{len(_STORE_SITE)}sI{len(x86.JMP)}si")
 _DISPLACEMENT = struct.Struct("<i")  # of a relative jump, from its own end
 
+# With the displacement of a place (state.State.place), which is beyond 8 bits: CMP RDX, the jump, MOV RCX, MOV ECX.
+_FAR = 1 << 30
+_COMPARE = x86.memory(b"\x3b", RDX, STATE, _FAR)[:-4]
+_UNLESS = x86.jcc(Cond.NE) + bytes(4)
+_LOAD = x86.mov_load(RCX, STATE, _FAR)[:-4]
+_TELL = x86.mov_imm(RCX, _FAR)[:-4]
+_COMPARE_PLACE = struct.Struct(f"<{len(_COMPARE)}si{len(_UNLESS)}s")
+_LOAD_PLACE = struct.Struct(f"<{len(_LOAD)}si")
+_TELL_PLACE = struct.Struct(f"<{len(_TELL)}si")
+
 
 class _LookUp(NamedTuple):
     """Code that looks an address up, and what goes with it."""
@@ -305,15 +318,6 @@ class _LookUp(NamedTuple):
     address: bytes  # what makes of RAX the address, after that
     base: Reg  # the address is this register plus the displacement
     displacement: int
-
-
-class _Miss(NamedTuple):
-    """A jump to be taken where a page is not known."""
-
-    jump: int  # the offset behind it
-    back: int  # where to go on
-    before: bytes  # what makes of RAX the address, and what else the routine wants
-    routine: str
 
 
 @lru_cache(1 << 14)
