@@ -1,7 +1,4 @@
-"""What each RISC-V instruction becomes in x86-64, one function each, found by the mnemonics of emulator.instructions.
-
-What none of them knows (atomics) is executed by Python.
-"""
+"""What each RISC-V instruction becomes in x86-64, one function each, by the mnemonics of emulator.instructions."""
 
 from __future__ import annotations
 

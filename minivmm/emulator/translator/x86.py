@@ -76,6 +76,7 @@ class Cond(IntEnum):
     NP = 11
     L = 12
     GE = 13
+    G = 15
 
 
 # Loads by RISC-V's names: prefix bytes, opcode bytes, REX.W.
@@ -255,6 +256,12 @@ def unary(operation: Unary, register: int, wide: bool = True) -> bytes:
     return registers(b"\xf7", operation, register, wide)
 
 
+@lru_cache(1 << 10)
+def indexed_imm(base: int, index: int, disp: int, value: int) -> bytes:
+    """MOV of a sign-extended immediate to the 64 bits at [base + index + disp]."""
+    return indexed(b"\xc7", 0, base, index, disp) + _le32(value)
+
+
 def imul(to: int, source: int, wide: bool = True) -> bytes:
     """to *= source."""
     return registers(b"\x0f\xaf", to, source, wide)
@@ -280,6 +287,23 @@ def bit_complement(register: int, bit: int, wide: bool = True) -> bytes:
     return registers(b"\x0f\xba", 7, register, wide) + bytes((bit,))
 
 
+def cmov(condition: Cond, to: int, source: int, wide: bool = True) -> bytes:
+    """Register to register, when the condition holds."""
+    return registers(bytes((0x0F, 0x40 | condition)), to, source, wide)
+
+
+@cache
+def compare_bits(register: int, value: int) -> bytes:
+    """TEST register, immediate of 32 bits."""
+    return registers(b"\xf7", 0, register, False) + _le32(value)
+
+
+@lru_cache(1 << 10)
+def compare_bits_memory(base: int, disp: int, value: int) -> bytes:
+    """TEST memory, immediate of 32 bits."""
+    return memory(b"\xf7", 0, base, disp, False) + _le32(value)
+
+
 @cache
 def setcc(condition: Cond, to: int) -> bytes:
     """1 or 0 into the low byte."""
@@ -288,6 +312,7 @@ def setcc(condition: Cond, to: int) -> bytes:
 
 # --- jumps: relative ones end in 32 bits that count from their own end ------------------------------------------------
 JMP = b"\xe9"
+CALL = b"\xe8"
 
 
 def jcc(condition: Cond) -> bytes:

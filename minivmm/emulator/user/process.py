@@ -357,6 +357,8 @@ def _translating(process: Process) -> Hart:
         fixed = True
 
     class UserHart(TranslatingHart):
+        delivers = False
+
         def _make_mmu(self) -> Mmu:
             return UserMmu(self.space, self.state)
 
