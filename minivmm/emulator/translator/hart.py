@@ -199,17 +199,11 @@ class TranslatingHart(Hart):
 
     def _slow(self, site: Site) -> None:
         """Does what translated code could not. Raises Trap, CodeChanged, EndOfRun."""
-        if site.kind is Kind.CALL:
-            if site.operation is None:
-                site.operation = self.floating.operation(site.regime, cast(Decoded, site.decoded))
-            site.operation()
-            return
         address, name, regime = self.state.fault[0], site.name, site.regime
-        floating = name[:1] == "f"
         if site.kind is Kind.LOAD:
-            size = _SIZE[name[1 + floating]]
+            size = _SIZE[name[2] if name[0] == "f" else name[1]]
             value = self.mmu.load(regime, address, size)
-            if floating:
+            if name[0] == "f":
                 self.floating.f[site.register] = value if size == 8 else value | BOXED
             elif site.register:
                 if len(name) == 2:  # no u: sign-extended
@@ -218,9 +212,13 @@ class TranslatingHart(Hart):
                 self.x[site.register] = value
             self._enter(regime.read, regime.tables.read_at, address, regime)
         elif site.kind is Kind.STORE:
-            value = (self.floating.f if floating else self.x)[site.register]
-            self.mmu.store(regime, address, _SIZE[name[1 + floating]], value)
+            size = _SIZE[name[2] if name[0] == "f" else name[1]]
+            self.mmu.store(regime, address, size, (self.floating.f if name[0] == "f" else self.x)[site.register])
             self._enter(regime.write, regime.tables.write_at, address, regime)
+        elif site.kind is Kind.CALL:
+            if site.operation is None:
+                site.operation = self.floating.operation(regime, cast(Decoded, site.decoded))
+            site.operation()
         else:
             decoded = cast(Decoded, site.decoded)
             if site.operation is None:
