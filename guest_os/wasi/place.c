@@ -86,9 +86,16 @@ const char *place_disk_prepare(uint64_t *size)
     return wasi_fd_seek(disk, 0, WASI_WHENCE_END, size) == 0 ? NULL : "the disk has no size";
 }
 
+/* A runtime may read less than was asked for. */
 bool place_disk_read(uint64_t offset, void *buffer, uint32_t length)
 {
-    struct wasi_iovec piece = {buffer, length};
-    size_t done;
-    return wasi_fd_pread(disk, &piece, 1, offset, &done) == 0 && done == length;
+    uint8_t *at = buffer;
+    while (length > 0) {
+        struct wasi_iovec piece = {at, length};
+        size_t done;
+        if (wasi_fd_pread(disk, &piece, 1, offset, &done) != 0 || done == 0 || done > length)
+            return false;
+        at += done, offset += done, length -= (uint32_t)done;
+    }
+    return true;
 }
