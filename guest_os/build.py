@@ -132,7 +132,7 @@ def compiler(name: str) -> Compiler:
             processor: [zig, "cc", "-target", f"{processor}-freestanding-none", target, "-fno-sanitize=all"]
             for processor, target in targets.items()
         }
-        links = dict.fromkeys(targets, [zig, "ld.lld", "-static", "--gc-sections", "--no-relax"])
+        links = {processor: [zig, "ld.lld", "-static", "--gc-sections", "--no-relax"] for processor in targets}
         # The stack below everything else: one that runs over is a trap, and no variable is overwritten.
         links["wasm32"] = [zig, "wasm-ld", "--no-entry", "--gc-sections", "--stack-first", "-z", "stack-size=65536"]
         return Compiler("zig", metadata.version("ziglang"), compile_commands, links, zig)

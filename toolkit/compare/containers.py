@@ -93,9 +93,7 @@ class Engine:
         self._client: DockerClient | None = None
         self._image = ""
 
-    def run(
-        self, *arguments: str, files: Mapping[str, Path] | None = None, close_engine: bool = False
-    ) -> Started:
+    def run(self, *arguments: str, files: Mapping[str, Path] | None = None, close_engine: bool = False) -> Started:
         """Starts the program in a container. files: what of the host it sees, read-only, by the path it has there.
         close_engine: the session's end is the engine's. Raises EngineError."""
         with engine_errors("run a container"):

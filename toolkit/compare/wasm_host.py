@@ -1,4 +1,4 @@
-"""A process that is a language-level virtual machine: wasmtime runs one WebAssembly module on standard input and output.
+"""A process that is a language-level virtual machine: wasmtime runs a WebAssembly module on standard input and output.
 
     python -P wasm_host.py MODULE DIRECTORY SECONDS
 

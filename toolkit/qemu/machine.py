@@ -308,7 +308,7 @@ class QemuMachine:
             async with asyncio.timeout(max(CONSOLE_TIMEOUT, timeout - seconds)):
                 for _ in self._lines:
                     await self._consoles.acquire()
-        outcome, detail, code = ending(self._events, returncode, self._process.words, self._asked)
+        outcome, detail, code = ending(self._events, returncode, self._process.words, self._asked, self.config.target)
         console = b"".join(line.output for line in self._lines)
         return RunResult(outcome, detail, code, console=console, seconds=seconds, exits=_exits(self._stats))
 

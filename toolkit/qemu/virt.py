@@ -1,7 +1,7 @@
 """QEMU's RISC-V board as the twin of minivmm.RiscvMachine: `-M virt -bios none`, one hart, the same devices.
 
-The board has its UART, PLIC, CLINT, test finisher and eight virtio-mmio transports by itself. It has no pvpanic: a guest's
-panic is the exit code it gives the finisher.
+The board has its UART, PLIC, CLINT, test finisher and eight virtio-mmio transports by itself. It has no pvpanic: a
+guest's panic is the exit code it gives the finisher.
 """
 
 from __future__ import annotations
@@ -14,8 +14,7 @@ from pathlib import Path
 from minivmm.errors import ConfigError
 from toolkit.qemu.microvm import Accelerator, DiskLike, block_node, check_disk
 
-SLOTS = 8
-FIRST_BUS = "virtio-mmio-bus.{}"  # QEMU counts its buses as the device tree does its transports
+SLOTS = 8  # QEMU fills them from the last, which its device tree names first
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,8 +51,7 @@ class Virt:
         ]
         for index, disk in enumerate(self.disks):
             line += ["-blockdev", json.dumps(block_node(index, disk))]
-            options = f"drive=disk{index},bus={FIRST_BUS.format(index)},rerror=report,werror=report"
-            line += ["-device", f"virtio-blk-device,{options}"]
+            line += ["-device", f"virtio-blk-device,drive=disk{index},rerror=report,werror=report"]
         line += ["-kernel", str(self.image)]
         if self.cmdline:
             line += ["-append", self.cmdline]

@@ -1,5 +1,5 @@
-"""The techniques that run what was compiled for another processor, RISC-V: minivmm's emulator, QEMU's machine, and QEMU's
-processor alone beneath a Linux program."""
+"""The techniques that run what was compiled for another processor, RISC-V: minivmm's emulator, QEMU's machine, and
+QEMU's processor alone beneath a Linux program."""
 
 from __future__ import annotations
 

@@ -24,8 +24,8 @@ class Wasm:
 
     def open(self, bench: Bench) -> Session:
         """See Technique."""
-        command = [sys.executable, "-P", HOST, _module(), bench.disk.parent, str(bench.lifetime)]
-        return ProcessSession(command)
+        arguments = (_module(), bench.disk.parent, bench.lifetime)
+        return ProcessSession([sys.executable, "-P", str(HOST), *map(str, arguments)])
 
 
 def _module() -> Path:
