@@ -133,7 +133,8 @@ def _cell(result: Result | None, reference: Result | None, notes: Notes, between
         return Text("not measured", style="dim")
     measured = result.estimate
     if measured is None:
-        return Text(f"{result.status.value} [{notes.number(result)}]", style=STYLES[result.status])
+        apart = " " if between.strip() else "\n"
+        return Text(f"{result.status.value}{apart}[{notes.number(result)}]", style=STYLES[result.status])
     cell = Text(quantity.time(measured.median), style="bold")
     cell.append(f" {quantity.spread(measured.spread)}", style="dim not bold")
     more = details(result, reference)

@@ -178,7 +178,7 @@ def test_a_module_that_never_ends_is_ended(tmp_path: Path) -> None:
     [
         (b"\x7fELF no module at all", "the module was ended: "),
         (b"\0asm\1\0\0\0", "this is no WASI command: it exports no function _start\n"),
-        (None, "the module was ended: "),
+        (None, "the module cannot be read: No such file or directory\n"),
     ],
     ids=["not WebAssembly", "no _start", "no file"],
 )
