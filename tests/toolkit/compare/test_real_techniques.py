@@ -19,8 +19,7 @@ from toolkit import host
 from toolkit.cli import invoke
 from toolkit.compare import protocol, techniques
 from toolkit.compare.results import TOTAL, Report, Status, load
-from toolkit.compare.techniques import TECHNIQUES, Bench, machine
-from toolkit.compare.techniques.wasm import HOST as WASM_HOST
+from toolkit.compare.techniques import TECHNIQUES, Bench, machine, wasm
 from toolkit.compare.workloads import WORKLOADS
 
 KVM = pytest.mark.kvm
@@ -154,9 +153,31 @@ def test_what_a_system_call_costs_an_emulated_kernel_is_counted(tmp_path: Path) 
     assert translated.exits[TOTAL] >= 1
 
 
+def test_a_program_that_computes_something_else_is_exposed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first_constant = (0x428A2F98).to_bytes(4, "little")  # of SHA-256 (FIPS 180-4, 4.2.2)
+    module = guest_os.native("wasm32").read_bytes()
+    assert module.count(first_constant) == 1
+    (tmp_path / "wrong.wasm").write_bytes(module.replace(first_constant, bytes(4)))
+    monkeypatch.setattr(wasm, "_module", lambda: tmp_path / "wrong.wasm")
+    output = tmp_path / "r.json"
+    chosen = ("--technique", "native", "--technique", "wasm", "--workload", "cpu", "--workload", "call")
+
+    assert invoke(["compare", "--quick", "--samples", "1", *chosen, "--json", str(output)]) == 1
+
+    report = load(output)
+    wrong = report.find("wasm", "cpu")
+    right = report.find("wasm", "call")
+    assert wrong is not None
+    assert right is not None
+    assert wrong.status is Status.FAILED
+    assert wrong.reason.startswith("wrong checksum: ")
+    assert wrong.reason.endswith("where native computed c3e84d4fc62fc3b7")
+    assert right.status is Status.OK
+
+
 def wasm_host(module: Path, directory: Path, seconds: float, commands: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-P", str(WASM_HOST), str(module), str(directory), str(seconds)],
+        [sys.executable, "-P", str(wasm.HOST), str(module), str(directory), str(seconds)],
         input=commands,
         capture_output=True,
         text=True,
