@@ -184,15 +184,15 @@ def lingering(make: MakeMachine, monkeypatch: pytest.MonkeyPatch) -> Iterator[tu
         os.close(kept[0])
 
 
-def end_and_wait(pid: int, machine: Machine) -> None:
+def end_and_wait(pid: int, directory: MachineDirectory) -> None:
     os.kill(pid, signal.SIGTERM)
-    while (machine.directory / "qemu.pid").exists():
+    while (directory / presence.PID_FILE).exists():
         time.sleep(0.01)
 
 
 def test_a_process_that_is_ending_is_not_one_that_starts(lingering: tuple[Machine, int]) -> None:
     machine, lock = lingering
-    end_and_wait(pid_of(machine), machine)
+    end_and_wait(pid_of(machine), machine.directory)
     assert machine.status() == Status(State.SILENT, None, "the machine has ended, and its process has not")
     os.close(lock)
     assert state(machine) is State.STOPPED
@@ -206,14 +206,14 @@ def test_a_stop_waits_for_a_process_that_is_ending(
 
     def end_once_told(provider: QemuProvider, directory: MachineDirectory) -> Status:
         found = status(provider, directory)
-        if (directory / "qemu.pid").exists():
+        if (directory / presence.PID_FILE).exists():
             return found
         told.append(found.state)
         if len(told) == 2:
             os.close(lock)
         return found
 
-    monkeypatch.setattr(QemuProvider, "press_power_button", lambda _, directory: end_and_wait(pid, machine))
+    monkeypatch.setattr(QemuProvider, "press_power_button", lambda _, directory: end_and_wait(pid, directory))
     monkeypatch.setattr(QemuProvider, "status", end_once_told)
     machine.stop(60.0)
     assert told == [State.SILENT, State.SILENT, State.STOPPED]
