@@ -28,6 +28,7 @@ from toolkit.vm.directory import MachineDirectory
 PAGES = [page for page in DOCUMENTS if steps(page)]
 PAGE_TIMEOUT = 3600.0  # seconds; images are built, and a Debian is booted, emulated
 HOME = "/home/me"  # what the documents call the user's home
+BIN = ".local/bin"  # in it
 
 # The images a page takes for granted; they are the user's own where those are there.
 GIVEN = {"docs/vm.md": ("debian",), "docs/vm-ssh.md": ("debian",)}
@@ -45,11 +46,17 @@ class QuietHandler(SimpleHTTPRequestHandler):
 
 @pytest.fixture
 def home(tmp_path: Path) -> Path:
-    """A user's home: with what vtk has downloaded before, and nothing else."""
+    """A user's home: with what vtk has downloaded before, a place for ssh's files, and nothing else."""
     home = tmp_path / "home"
     (home / ".cache/vtk").mkdir(parents=True)
+    (home / ".ssh").mkdir(mode=0o700)
+    (home / BIN).mkdir(parents=True)
     if (packages := user_cache("packages")).is_dir():
         (home / ".cache/vtk/packages").symlink_to(packages)
+    for program in ("ssh", "scp"):  # which take the home from passwd(5), not from $HOME
+        if (real := shutil.which(program)) is not None:
+            (home / BIN / program).write_text(f'#!/bin/sh\nexec {real} -F "$HOME/.ssh/config" "$@"\n')
+            (home / BIN / program).chmod(0o755)
     return home
 
 
@@ -97,7 +104,7 @@ def play(page: list[Step], home: Path, cwd: Path, replaced: dict[str, str]) -> l
             command = command.replace(text, real)
         lines.append(f"{command}\nprintf '\\n{mark} %d\\n' $?")
     environment = os.environ | _no_xdg() | {"HOME": str(home), "NO_COLOR": "1", "LC_ALL": "C.UTF-8"}
-    environment["PATH"] = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    environment["PATH"] = f"{home / BIN}:{Path(sys.executable).parent}:{os.environ['PATH']}"
     for name in ("VTK_DEBUG", "COLUMNS", *(name for name in os.environ if name.startswith("PYTEST_"))):
         environment.pop(name, None)
     with (cwd / "came").open("wb") as came:
