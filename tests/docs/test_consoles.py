@@ -105,6 +105,7 @@ def play(page: list[Step], home: Path, cwd: Path, replaced: dict[str, str]) -> l
         lines.append(f"{command}\nprintf '\\n{mark} %d\\n' $?")
     environment = os.environ | _no_xdg() | {"HOME": str(home), "NO_COLOR": "1", "LC_ALL": "C.UTF-8"}
     environment["PATH"] = f"{home / BIN}:{Path(sys.executable).parent}:{os.environ['PATH']}"
+    environment["PYTHONPATH"] = str(ROOT)  # the pages of this checkout, and its vtk
     for name in ("VTK_DEBUG", "COLUMNS", *(name for name in os.environ if name.startswith("PYTEST_"))):
         environment.pop(name, None)
     with (cwd / "came").open("wb") as came:
