@@ -87,5 +87,5 @@ def _without_control(came: str) -> str:
 
 def _comparable(line: str) -> str:
     """Without what differs from run to run: numbers (also in units and dates), and how wide columns are."""
-    line = re.sub(r"[KMGT]i?B?\b", "B", re.sub(r"\d+(\.\d+)?", "0", line)) if re.search(r"\d", line) else line
+    line = re.sub(r"\d+(\.\d+)?( ?([KMGT]i?B?|B)\b)?", "0", line)
     return " ".join(line.split())

@@ -176,6 +176,7 @@ def test_a_session_is_read_as_commands_and_their_output(tmp_path: Path) -> None:
     [
         (["d  running  17 768M"], "NAME\nd   running 4 1G\n", []),
         (["2026-11-16 at 0.5 s", "end"], "2031-01-02 at 71 s\nmore\nend", []),
+        (["1.3M of 2 KiB"], "0 of 7 MiB", []),
         (["b", "a"], "a\nb", ["a"]),
         (["d stopped"], "d running", ["d stopped"]),
         (["a … z", "…", "end"], "a b c z\nend", []),
