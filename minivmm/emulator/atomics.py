@@ -29,6 +29,11 @@ class Atomics:
         self._hart = hart
         self._reserved: tuple[int, int, int] | None = None  # offset in RAM, size, value
 
+    @property
+    def reservation(self) -> int:
+        """The offset in RAM that is reserved; -1 for none."""
+        return -1 if self._reserved is None else self._reserved[0]
+
     def drop_reservation(self) -> None:
         """No SC succeeds before the next LR."""
         self._reserved = None

@@ -13,6 +13,7 @@ from minivmm.emulator.csr_table import (
     ALL,
     CSR_TABLE,
     MPP_SHIFT,
+    READ_ONLY,
     SATP_ASID,
     SATP_BARE,
     SATP_MODE_SHIFT,
@@ -90,6 +91,10 @@ class CsrFile:
     def write(self, number: int, value: int) -> None:
         """Changes what may be changed."""
         self._write[number](value & ALL)
+
+    def state(self) -> dict[str, int]:
+        """What can change, by name. `time` is not in it: it is the machine's."""
+        return {name: getattr(self, name) for name in _STORED} | {"mip": self.read_mip(), "satp": self._hart.mmu.satp}
 
     # --- status ------------------------------------------------------------------------------------------------------
     def write_mstatus(self, value: int) -> None:
@@ -193,3 +198,9 @@ class CsrFile:
 
 _ROWS = {row.number: row for row in CSR_TABLE}
 _MSTATUS, _MIP, _MIE, _MIDELEG = _ROWS[Csr.MSTATUS], _ROWS[Csr.MIP], _ROWS[Csr.MIE], _ROWS[Csr.MIDELEG]
+_STORED = (
+    "cycle_offset",
+    "instret_offset",
+    *(row.name for row in CSR_TABLE if row.writable != READ_ONLY and not hasattr(CsrFile, f"read_{row.name}")),
+)
+"""Attributes of CsrFile that hold a register, or what it is made of."""

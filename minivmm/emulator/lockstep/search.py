@@ -1,0 +1,210 @@
+"""From "they differ by now" to the first instruction after which they do.
+
+Comparing costs more than executing, so two sides run on for a while before they are compared. When they differ then,
+the guest is run again from its start - it repeats itself exactly - to the last place where all was the same, and from
+there on compared after each block; then again, and compared after each instruction of that block. What only goes wrong
+when instructions are translated together is found by making the block longer, one run each.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+from minivmm.emulator.assembly import disassemble_word
+from minivmm.emulator.decoder import is_compressed
+from minivmm.emulator.lockstep.pair import Difference, Pair
+from minivmm.outcome import EndOfRun
+
+MEMORY_STRIDE = 1_000_000  # instructions between two comparisons of all memory
+SHOWN = 12  # differences in a report
+
+Position = tuple[int, int, int]
+Going = Callable[[], bool]
+"""Whether there is time, and a wish, to go on."""
+
+
+class Mismatch(NamedTuple):
+    """The first difference, as close as it was found."""
+
+    retired: int
+    """Instructions that both executed before, with the same effect."""
+    pc: int
+    where: str
+    """What it is that has not the same effect: an instruction, or what could not be looked at more closely."""
+    block: tuple[str, ...]
+    """The instructions of the block, disassembled."""
+    differences: tuple[Difference, ...]
+    names: tuple[str, str]
+
+    @property
+    def detail(self) -> str:
+        """One line."""
+        difference = self.differences[0]
+        values = (
+            f"{value} under {name}"
+            for name, value in zip(self.names, (difference.first, difference.second), strict=True)
+        )
+        return f"after {self.retired:,} instructions, {self.where}: {difference.name} is {' and '.join(values)}"
+
+    @property
+    def dump(self) -> str:
+        """The block and all differences, for a person."""
+        lines = [f"{'':<22}{self.names[0]:<20}{self.names[1]}"]
+        lines += [f"{name:<22}{first:<20}{second}" for name, first, second in self.differences[:SHOWN]]
+        if len(self.differences) > SHOWN:
+            lines.append(f"and {len(self.differences) - SHOWN} more")
+        return "\n".join([*self.block, *lines])
+
+
+class Lockstep:
+    """Runs a guest twice. `make` makes two sides at its start: afresh, or again (True), with the input of before."""
+
+    def __init__(self, make: Callable[[bool], Pair], pair: Pair) -> None:
+        self._make = make
+        self.pair = pair
+        self.comparisons = self.memory_comparisons = 0
+        self.may_search = True
+        """Whether the run can be repeated."""
+
+    def run(self, going: Going) -> EndOfRun | Mismatch | None:
+        """To the guest's end, or to the first difference; None when it was not to go on."""
+        pair = self.pair
+        agreed, compare_memory_at = pair.position, MEMORY_STRIDE
+        while going():
+            pair.advance()
+            self.comparisons += 1
+            differences = pair.differences()
+            memory: dict[int, Difference] = {}
+            if differences or pair.ended or pair.retired >= compare_memory_at:
+                self.memory_comparisons += 1
+                memory = pair.memory_differences()
+                compare_memory_at = pair.retired + MEMORY_STRIDE
+                if not differences and not memory:
+                    agreed = pair.position
+            if differences or memory:
+                found = [*differences, *memory.values()]
+                return self._search(going, agreed, pair, found, tuple(memory))
+            if pair.ended:
+                return pair.ends[0]
+        return None
+
+    # --- running it again --------------------------------------------------------------------------------------------
+    def _search(
+        self, going: Going, agreed: Position, pair: Pair, differences: list[Difference], watched: Sequence[int]
+    ) -> Mismatch:
+        names = pair.sides[0].name, pair.sides[1].name
+        end = pair.retired
+        hart = pair.sides[0].hart
+        coarse = Mismatch(
+            agreed[0], hart.pc, f"in one of the {end - agreed[0]:,} that followed", (), tuple(differences), names
+        )
+        if not self.may_search:
+            return coarse
+        block = self._search_blocks(going, agreed, end, watched)
+        if block is None:
+            return coarse
+        start, length, mismatch = block
+        return self._search_instruction(going, (agreed, start), length, watched, mismatch) or mismatch
+
+    def _search_blocks(
+        self, going: Going, agreed: Position, end: int, watched: Sequence[int]
+    ) -> tuple[Position, int, Mismatch] | None:
+        """The first block after which something differs: where it begins, its instructions."""
+        pair = self._again(going, (agreed,))
+        try:
+            while going() and pair.retired <= end and not pair.ended:
+                start, pc, mode = pair.position, pair.sides[0].hart.pc, pair.sides[0].hart.mode
+                pair.advance(1)
+                differences = pair.differences(watched)
+                if differences:
+                    # Where the first one trapped, the instruction that did is not among those retired.
+                    length = max(pair.retired - start[0] + pair.position[1] - start[1], 1)
+                    return start, length, self._told(pair, start, (pc, mode, length), differences, None)
+        finally:
+            pair.close()
+        return None
+
+    def _search_instruction(
+        self, going: Going, to: tuple[Position, Position], length: int, watched: Sequence[int], block: Mismatch
+    ) -> Mismatch | None:
+        """The instruction in the block that begins at `to`; None when it cannot be told."""
+        pair = self._again(going, to)
+        try:
+            _limit_blocks(pair, 1)
+            place = block.pc, pair.sides[0].hart.mode, length
+            for index in range(length):
+                start, pc = pair.position, pair.sides[0].hart.pc
+                pair.advance(1)
+                differences = pair.differences(watched)
+                if differences:
+                    return self._told(pair, start, place, differences, (index, pc))
+        finally:
+            pair.close()
+        low, high = 1, length  # blocks of `low` instructions do the same, of `high` do not
+        last: Mismatch | None = None
+        while high - low > 0 and going():
+            middle = (low + high) // 2 if high - low > 1 else high
+            pair = self._again(going, to)
+            try:
+                start = pair.position
+                _limit_blocks(pair, middle)
+                pair.advance(1)
+                differences = pair.differences(watched)
+                if differences:
+                    last = self._told(pair, start, place, differences, (middle - 1, None))
+                    if middle == high:
+                        return last
+                    high = middle
+                elif middle == high:
+                    return last
+                else:
+                    low = middle
+            finally:
+                pair.close()
+        return last
+
+    def _again(self, going: Going, to: Sequence[Position]) -> Pair:
+        """A pair at a place: the first one by strides, the next ones by blocks."""
+        pair = self._make(True)
+        for index, position in enumerate(to):
+            while pair.position < position and not pair.ended and going():
+                pair.advance(1 if index else None)
+        return pair
+
+    def _told(
+        self,
+        pair: Pair,
+        start: Position,
+        place: tuple[int, int, int],
+        differences: list[Difference],
+        culprit: tuple[int, int | None] | None,
+    ) -> Mismatch:
+        """place: the block's address, its mode and length. culprit: the index of the instruction, and its address when
+        it was executed by itself."""
+        first, second = pair.sides
+        address, mode, length = place
+        listing, culprit_pc, text = [], address, ""
+        for index in range(length):
+            word = first.fetch(address, mode)
+            line = disassemble_word(word, address)
+            mark = " "
+            if culprit is not None and culprit == (index, culprit[1]):
+                mark, culprit_pc, text = ">", address, line
+            listing.append(f"{mark} {address:#x}  {line}")
+            address += 2 if is_compressed(word) else 4
+        if culprit is None:
+            where = f"in the block of {length} at {place[0]:#x}"
+        elif culprit[1] is None:
+            where = f"{text} at {culprit_pc:#x}, together with those before it in its block"
+        else:
+            where = f"{text} at {culprit_pc:#x}"
+        names = first.name, second.name
+        return Mismatch(start[0], culprit_pc, where, tuple(listing), tuple(differences), names)
+
+
+def _limit_blocks(pair: Pair, instructions: int) -> None:
+    """What was decoded and translated is made anew, in blocks of so many instructions at most."""
+    for side in pair.sides:
+        side.hart.code.longest = instructions
+        side.hart.code.forget()
