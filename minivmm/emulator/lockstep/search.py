@@ -57,6 +57,16 @@ class Mismatch(NamedTuple):
         return "\n".join([*self.block, *lines])
 
 
+class _FoundBlock(NamedTuple):
+    """A block after which something differs."""
+
+    start: Position
+    length: int
+    memory: tuple[int, ...]
+    """Words of memory that differ behind it."""
+    mismatch: Mismatch
+
+
 class Lockstep:
     """Runs a guest twice. `make` makes two sides at its start: afresh, or again (True), with the input of before."""
 
@@ -102,15 +112,16 @@ class Lockstep:
         if not self.may_search:
             return coarse
         block = self._search_blocks(going, agreed, end, watched)
+        # A wrong store shows when it is loaded from, or not at all. So what differs in memory by then is watched, too.
+        while block is not None and not set(block.memory) <= set(watched):
+            watched = (*watched, *block.memory)
+            block = self._search_blocks(going, agreed, end, watched) or block
         if block is None:
             return coarse
-        start, length, mismatch = block
-        return self._search_instruction(going, (agreed, start), length, watched, mismatch) or mismatch
+        return self._search_instruction(going, (agreed, block.start), block, watched) or block.mismatch
 
-    def _search_blocks(
-        self, going: Going, agreed: Position, end: int, watched: Sequence[int]
-    ) -> tuple[Position, int, Mismatch] | None:
-        """The first block after which something differs: where it begins, its instructions."""
+    def _search_blocks(self, going: Going, agreed: Position, end: int, watched: Sequence[int]) -> _FoundBlock | None:
+        """The first block after which something differs."""
         pair = self._again(going, (agreed,))
         try:
             while going() and pair.retired <= end and not pair.ended:
@@ -120,19 +131,21 @@ class Lockstep:
                 if differences:
                     # Where the first one trapped, the instruction that did is not among those retired.
                     length = max(pair.retired - start[0] + pair.position[1] - start[1], 1)
-                    return start, length, self._told(pair, start, (pc, mode, length), differences, None)
+                    mismatch = self._told(pair, start, (pc, mode, length), differences, None)
+                    return _FoundBlock(start, length, tuple(pair.memory_differences()), mismatch)
         finally:
             pair.close()
         return None
 
     def _search_instruction(
-        self, going: Going, to: tuple[Position, Position], length: int, watched: Sequence[int], block: Mismatch
+        self, going: Going, to: tuple[Position, Position], block: _FoundBlock, watched: Sequence[int]
     ) -> Mismatch | None:
         """The instruction in the block that begins at `to`; None when it cannot be told."""
+        length = block.length
         pair = self._again(going, to)
         try:
             _limit_blocks(pair, 1)
-            place = block.pc, pair.sides[0].hart.mode, length
+            place = block.mismatch.pc, pair.sides[0].hart.mode, length
             for index in range(length):
                 start, pc = pair.position, pair.sides[0].hart.pc
                 pair.advance(1)
