@@ -11,7 +11,7 @@ import click
 from minivmm.outcome import Outcome
 from toolkit.cli import ExitStatus, run_report
 from toolkit.cli.sizes import Size
-from toolkit.machines import EMULATORS, RISCV64, XEN, Wish, plan
+from toolkit.machines import EMULATORS, LOCKSTEP, RISCV64, XEN, Wish, plan
 
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
@@ -32,6 +32,7 @@ Examples:
   echo quit | vtk run bench --json
   vtk run hello --xen
   vtk run hello --arch riscv64 --accel interpret
+  vtk run hello --arch riscv64 --lockstep
   vtk run --xen vmlinuz --initrd initrd.cpio --append "quiet"
   vtk run --user ./program --root . -- -v file
 
@@ -129,6 +130,17 @@ def _complete_guest(_ctx: click.Context, _param: click.Parameter, incomplete: st
     type=click.Path(path_type=Path, exists=True, file_okay=False),
     help="The directory that such a program sees as its /.  [default: no files at all]",
 )
+@click.option(
+    "--lockstep",
+    is_flag=True,
+    help="Interpret and translate a RISC-V guest, both, and compare; `diverged` when they do not do the same.",
+)
+@click.option(
+    "--stride",
+    metavar="N",
+    type=click.IntRange(1),
+    help="Compare after N instructions at most; 1: after every block.  [default: 10000]",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object at the end, console included.")
 @click.option("--stats", is_flag=True, help="Print exits and KVM's counters on standard error.")
 def run(
@@ -149,6 +161,8 @@ def run(
     audit: int,
     user: bool,
     root: Path | None,
+    lockstep: bool,
+    stride: int | None,
     as_json: bool,
     stats: bool,
 ) -> int:
@@ -186,10 +200,27 @@ def run(
         }.items():
             if given:
                 raise click.UsageError(f"{option} is a machine's; --user runs a program")
-        return run_program.run(guest, arguments, memory, timeout, accelerator or "translate", root, as_json, stats)
+        accelerator = _program_accelerator(accelerator, lockstep, stride)
+        return run_program.run(guest, arguments, memory, timeout, accelerator, root, stride, as_json, stats)
     if arguments or root is not None:
         raise click.UsageError(f"{'--root' if root else arguments[0]!r} goes with a program: --user")
-    wish = Wish(guest, memory, cpus, append, disks, boot, virtio_console, rng, accelerator, xen, initrd, audit, arch)
+    wish = Wish(
+        guest,
+        memory,
+        cpus,
+        append,
+        disks,
+        boot,
+        virtio_console,
+        rng,
+        accelerator,
+        xen,
+        initrd,
+        audit,
+        arch,
+        lockstep,
+        stride,
+    )
     planned = plan(wish)
     if planned.reason:
         click.echo(f"vtk: running under QEMU's emulation: {planned.reason}", err=True)
@@ -211,11 +242,21 @@ def run(
         run_report.print_json(guest, planned, result)
     else:
         run_report.print_outcome(result, mid_line=output is not None and output.last != b"\n")
+    if planned.accelerator == LOCKSTEP:
+        run_report.print_lockstep(result.outcome, result.exits)
     if stats:
         run_report.print_stats(planned, result, counters)
     if output is not None and output.broken:
         return ExitStatus.BROKEN_PIPE
     return result.exit_status
+
+
+def _program_accelerator(asked: str | None, lockstep: bool, stride: int | None) -> str:
+    if lockstep and asked is not None:
+        raise click.UsageError("--lockstep interprets and translates, both: leave --accel out")
+    if stride is not None and not lockstep:
+        raise click.UsageError("--stride belongs to --lockstep")
+    return LOCKSTEP if lockstep else asked or "translate"
 
 
 def _end_with_parent() -> None:

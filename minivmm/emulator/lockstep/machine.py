@@ -200,14 +200,8 @@ class LockstepMachine(Life):
     @property
     def exits(self) -> dict[str, int]:
         """What was executed and how often it was compared."""
-        lockstep = self._lockstep
-        hart = lockstep.pair.sides[0].hart
-        return {
-            "instructions": hart.retired,
-            "traps": hart.traps,
-            "compared": lockstep.comparisons,
-            "memory_compared": lockstep.memory_comparisons,
-        }
+        hart = self._lockstep.pair.sides[0].hart
+        return {"instructions": hart.retired, "traps": hart.traps} | self._lockstep.figures
 
     @property
     def mismatch(self) -> Mismatch | None:

@@ -73,28 +73,34 @@ class Lockstep:
     def __init__(self, make: Callable[[bool], Pair], pair: Pair) -> None:
         self._make = make
         self.pair = pair
-        self.comparisons = self.memory_comparisons = 0
-        self.may_search = True
-        """Whether the run can be repeated."""
+        self._compared = self._memory_compared = 0
 
-    def run(self, going: Going) -> EndOfRun | Mismatch | None:
+    @property
+    def figures(self) -> dict[str, int]:
+        """How often the two were compared."""
+        return {"compared": self._compared, "memory_compared": self._memory_compared}
+
+    def run(self, going: Going, repeatable: Going = lambda: True) -> EndOfRun | Mismatch | None:
         """To the guest's end, or to the first difference; None when it was not to go on."""
         pair = self.pair
         agreed, compare_memory_at = pair.position, MEMORY_STRIDE
         while going():
+            before = pair.position
             pair.advance()
-            self.comparisons += 1
+            if pair.position == before and not pair.ended:
+                continue  # both wait
+            self._compared += 1
             differences = pair.differences()
             memory: dict[int, Difference] = {}
             if differences or pair.ended or pair.retired >= compare_memory_at:
-                self.memory_comparisons += 1
+                self._memory_compared += 1
                 memory = pair.memory_differences()
                 compare_memory_at = pair.retired + MEMORY_STRIDE
                 if not differences and not memory:
                     agreed = pair.position
             if differences or memory:
                 found = [*differences, *memory.values()]
-                return self._search(going, agreed, pair, found, tuple(memory))
+                return self._search(going if repeatable() else _never, agreed, pair, found, tuple(memory))
             if pair.ended:
                 return pair.ends[0]
         return None
@@ -109,7 +115,7 @@ class Lockstep:
         coarse = Mismatch(
             agreed[0], hart.pc, f"in one of the {end - agreed[0]:,} that followed", (), tuple(differences), names
         )
-        if not self.may_search:
+        if not going():
             return coarse
         block = self._search_blocks(going, agreed, end, watched)
         # A wrong store shows when it is loaded from, or not at all. So what differs in memory by then is watched, too.
@@ -197,7 +203,7 @@ class Lockstep:
         it was executed by itself."""
         first, second = pair.sides
         address, mode, length = place
-        listing, culprit_pc, text = [], address, ""
+        listing, culprit_pc, text, retired = [], address, "", start[0]
         for index in range(length):
             word = first.fetch(address, mode)
             line = disassemble_word(word, address)
@@ -209,11 +215,16 @@ class Lockstep:
         if culprit is None:
             where = f"in the block of {length} at {place[0]:#x}"
         elif culprit[1] is None:
+            retired += culprit[0]
             where = f"{text} at {culprit_pc:#x}, together with those before it in its block"
         else:
             where = f"{text} at {culprit_pc:#x}"
         names = first.name, second.name
-        return Mismatch(start[0], culprit_pc, where, tuple(listing), tuple(differences), names)
+        return Mismatch(retired, culprit_pc, where, tuple(listing), tuple(differences), names)
+
+
+def _never() -> bool:
+    return False
 
 
 def _limit_blocks(pair: Pair, instructions: int) -> None:

@@ -85,7 +85,7 @@ class Process:
         """System calls that were answered with ENOSYS, by name or number, and how often."""
         self.calls = Tally()
         """System calls that were made."""
-        self._deadline = 0.0
+        self.deadline = 0.0  # of time.monotonic()
         elf = Elf(program, read_image(Path(program)), machines=(EM_RISCV,))
         with contextlib.ExitStack() as undo:
             self._ram = Ram(memory)
@@ -145,7 +145,7 @@ class Process:
             self.memory.force(at, data)
             addresses.append(at)
         at -= 16
-        self.memory.force(at, os.urandom(16))
+        self.memory.force(at, self.random(16))
         first = next(segment for segment in elf.segments if segment.type == PT_LOAD)
         vector = {
             Aux.PHDR: first.vaddr - first.offset + elf.header.phoff + bias,
@@ -177,11 +177,11 @@ class Process:
     def run(self, timeout: float | None = None) -> RunResult:
         """To the program's end, at most `timeout` seconds. Ctrl-C ends it as INTERRUPTED."""
         started = time.monotonic()
-        self._deadline = started + timeout if timeout is not None else float("inf")
+        self.deadline = started + timeout if timeout is not None else float("inf")
         try:
             while True:
                 self.hart.execute(SLICE)
-                if time.monotonic() >= self._deadline:
+                if time.monotonic() >= self.deadline:
                     raise EndOfRun(Outcome.DEADLINE, f"still running after {timeout:g} seconds")
         except EndOfRun as end:
             return RunResult(end.outcome, end.detail, end.code, seconds=time.monotonic() - started)
@@ -203,9 +203,10 @@ class Process:
             name = Cause(cause).name.lower().replace("_", " ")
             self.die(_SIGNALS.get(Cause(cause), signal.SIGSEGV), f"{name} at {pc:#x}, address {tval:#x}")
         hart.pc = pc + 4 & _M64
-        hart.x[A0] = self._call(hart.x[A7]) & _M64
+        hart.x[A0] = self.call(hart.x[A7]) & _M64
 
-    def _call(self, number: int) -> int:
+    def call(self, number: int) -> int:
+        """A system call with the arguments in the registers; its result, negative for an error. Raises EndOfRun."""
         function, count = CALLS.get(number, (None, 0))
         if function is None:
             self.unknown.count(str(number))
@@ -316,9 +317,21 @@ class Process:
         if executable:
             self.hart.code.forget()
 
+    def fill(self, address: int, data: bytes) -> None:
+        """What a mapping begins with. Raises NoMemory."""
+        self.memory.force(address, data)
+
+    def now(self) -> int:
+        """What rdtime reads: nanoseconds."""
+        return time.monotonic_ns()
+
+    def random(self, count: int) -> bytes:
+        """Random bytes that the program is started with."""
+        return os.urandom(count)
+
     def sleep(self, seconds: float) -> None:
         """Not beyond the deadline."""
-        time.sleep(max(min(seconds, self._deadline - time.monotonic()), 0))
+        time.sleep(max(min(seconds, self.deadline - time.monotonic()), 0))
 
     def close(self) -> None:
         """Gives everything back."""
@@ -343,7 +356,7 @@ def _interpreting(process: Process) -> Hart:
         def trap(self, pc: int, cause: int, tval: int = 0, *, interrupt: bool = False) -> None:  # noqa: ARG002
             process.trap(pc, cause, tval)
 
-    return UserHart(process.space, lambda: 0, time.monotonic_ns)
+    return UserHart(process.space, lambda: 0, process.now)
 
 
 def _translating(process: Process) -> Hart:
@@ -361,7 +374,7 @@ def _translating(process: Process) -> Hart:
         def trap(self, pc: int, cause: int, tval: int = 0, *, interrupt: bool = False) -> None:  # noqa: ARG002
             process.trap(pc, cause, tval)
 
-    return UserHart(process.space, lambda: 0, time.monotonic_ns)
+    return UserHart(process.space, lambda: 0, process.now)
 
 
 assert STACK_TOP < USER_END

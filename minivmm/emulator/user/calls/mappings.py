@@ -43,7 +43,7 @@ def _mmap(process: Process, address: int, length: int, prot: int, flags: int, fd
         data = os.pread(process.files.host(signed(fd)), length, offset)
     process.map(address, size, Prot(prot))
     try:
-        memory.force(address, data)
+        process.fill(address, data)
     except NoMemory:
         process.unmap(address, size)
         raise failure(errno.ENOMEM) from None
