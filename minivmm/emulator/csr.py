@@ -7,6 +7,7 @@ A register with a rule of its own has `read_NAME` or `write_NAME`, and is found 
 from __future__ import annotations
 
 from collections.abc import Callable
+from operator import attrgetter
 from typing import TYPE_CHECKING
 
 from minivmm.emulator.csr_table import (
@@ -94,7 +95,9 @@ class CsrFile:
 
     def state(self) -> dict[str, int]:
         """What can change, by name. `time` is not in it: it is the machine's."""
-        return {name: getattr(self, name) for name in _STORED} | {"mip": self.read_mip(), "satp": self._hart.mmu.satp}
+        found: dict[str, int] = dict(zip(_STORED, _stored(self), strict=True))
+        found["mip"], found["satp"] = self.read_mip(), self._hart.mmu.satp
+        return found
 
     # --- status ------------------------------------------------------------------------------------------------------
     def write_mstatus(self, value: int) -> None:
@@ -204,3 +207,4 @@ _STORED = (
     *(row.name for row in CSR_TABLE if row.writable != READ_ONLY and not hasattr(CsrFile, f"read_{row.name}")),
 )
 """Attributes of CsrFile that hold a register, or what it is made of."""
+_stored = attrgetter(*_STORED)
