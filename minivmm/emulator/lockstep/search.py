@@ -60,6 +60,8 @@ class Mismatch(NamedTuple):
 class _FoundBlock(NamedTuple):
     """A block after which something differs."""
 
+    agreed: Position
+    """Where all was the same, and a stride began."""
     start: Position
     length: int
     memory: tuple[int, ...]
@@ -124,10 +126,24 @@ class Lockstep:
             block = self._search_blocks(going, agreed, end, watched) or block
         if block is None:
             return coarse
-        return self._search_instruction(going, (agreed, block.start), block, watched) or block.mismatch
+        return self._search_instruction(going, (block.agreed, block.start), block, watched) or block.mismatch
+
+    def _search_strides(self, going: Going, agreed: Position, watched: Sequence[int]) -> Position:
+        """The last place between strides where all is the same."""
+        pair = self._again(going, (agreed,))
+        try:
+            while going() and not pair.ended:
+                pair.advance()
+                if pair.differences(watched):
+                    break
+                agreed = pair.position
+        finally:
+            pair.close()
+        return agreed
 
     def _search_blocks(self, going: Going, agreed: Position, end: int, watched: Sequence[int]) -> _FoundBlock | None:
         """The first block after which something differs."""
+        agreed = self._search_strides(going, agreed, watched)
         pair = self._again(going, (agreed,))
         try:
             while going() and pair.retired <= end and not pair.ended:
@@ -138,7 +154,7 @@ class Lockstep:
                     # Where the first one trapped, the instruction that did is not among those retired.
                     length = max(pair.retired - start[0] + pair.position[1] - start[1], 1)
                     mismatch = self._told(pair, start, (pc, mode, length), differences, None)
-                    return _FoundBlock(start, length, tuple(pair.memory_differences()), mismatch)
+                    return _FoundBlock(agreed, start, length, tuple(pair.memory_differences()), mismatch)
         finally:
             pair.close()
         return None

@@ -14,7 +14,7 @@ from minivmm.emulator.physical import Ram
 from minivmm.memory import PAGE_SIZE
 
 CHUNK = 1 << 20  # bytes of RAM compared at once
-MAX_PLACES = 64  # places that are told when memory differs
+MAX_PLACES = 16  # places that are told when memory differs
 _WORD = 8
 _PAGEMAP_ENTRY = 8  # bytes: Documentation/admin-guide/mm/pagemap.rst
 _libc = ctypes.CDLL(None)
