@@ -60,19 +60,22 @@ class Pair:
         return self.ends != [None, None]
 
     # --- going on ----------------------------------------------------------------------------------------------------
-    def advance(self, count: int | None = None) -> None:
-        """Looks at interrupts when that is due; then `count` instructions, or as many as there are until it is due
-        again: more to the end of a block, fewer when the first side attends to something or ends."""
+    def prepare(self) -> bool:
+        """Looks at interrupts when that is due. False while both wait for one, or when that was the end."""
         hart = self.sides[0].hart
-        since = hart.retired - self._looked_at
-        if (hart.waiting or hart.attended != self._attended or since >= self._stride) and not self._look():
-            return
-        left = self._stride - (hart.retired - self._looked_at)
-        self._go(0, left if count is None else min(count, left))
-        self._meet()
+        if hart.waiting or hart.attended != self._attended or hart.retired - self._looked_at >= self._stride:
+            return self._look()
+        return True
+
+    def advance(self, count: int | None = None) -> None:
+        """Prepares; then `count` instructions, or as many as there are until interrupts are looked at again: more to
+        the end of a block, fewer when the first side attends to something or ends."""
+        if self.prepare():
+            left = self._stride - (self.retired - self._looked_at)
+            self._go(0, left if count is None else min(count, left))
+            self._meet()
 
     def _look(self) -> bool:
-        """False while both wait for an interrupt, or when that was the end."""
         data = self._take_input(self.looks)
         waited = self.sides[0].hart.waiting
         running = []

@@ -115,6 +115,7 @@ class TwinProcess(Process):
 
     def call(self, number: int) -> int:
         """As Process'; what has been made already is not made again."""
+        self.hart.attend()  # nothing is executed beyond it before the two are at the same place
         count = CALLS.get(number, (None, 0))[1]
         arguments = tuple(self.hart.x[A0 : A0 + count])
         self._note_written(number, arguments)

@@ -63,7 +63,8 @@ class _FoundBlock(NamedTuple):
     agreed: Position
     """Where all was the same, and a stride began."""
     start: Position
-    length: int
+    place: tuple[int, int, int]
+    """Its address, the mode it is fetched in, and its instructions."""
     memory: tuple[int, ...]
     """Words of memory that differ behind it."""
     mismatch: Mismatch
@@ -147,14 +148,17 @@ class Lockstep:
         pair = self._again(going, (agreed,))
         try:
             while going() and pair.retired <= end and not pair.ended:
-                start, pc, mode = pair.position, pair.sides[0].hart.pc, pair.sides[0].hart.mode
+                start = pair.position
+                pair.prepare()
+                pc, mode = pair.sides[0].hart.pc, pair.sides[0].hart.mode
                 pair.advance(1)
                 differences = pair.differences(watched)
                 if differences:
                     # Where the first one trapped, the instruction that did is not among those retired.
                     length = max(pair.retired - start[0] + pair.position[1] - start[1], 1)
-                    mismatch = self._told(pair, start, (pc, mode, length), differences, None)
-                    return _FoundBlock(agreed, start, length, tuple(pair.memory_differences()), mismatch)
+                    place = pc, mode, length
+                    mismatch = self._told(pair, start, place, differences, None)
+                    return _FoundBlock(agreed, start, place, tuple(pair.memory_differences()), mismatch)
         finally:
             pair.close()
         return None
@@ -163,13 +167,14 @@ class Lockstep:
         self, going: Going, to: tuple[Position, Position], block: _FoundBlock, watched: Sequence[int]
     ) -> Mismatch | None:
         """The instruction in the block that begins at `to`; None when it cannot be told."""
-        length = block.length
+        place, length = block.place, block.place[2]
         pair = self._again(going, to)
         try:
             _limit_blocks(pair, 1)
-            place = block.mismatch.pc, pair.sides[0].hart.mode, length
             for index in range(length):
-                start, pc = pair.position, pair.sides[0].hart.pc
+                start = pair.position
+                pair.prepare()
+                pc = pair.sides[0].hart.pc
                 pair.advance(1)
                 differences = pair.differences(watched)
                 if differences:
@@ -215,7 +220,7 @@ class Lockstep:
         differences: list[Difference],
         culprit: tuple[int, int | None] | None,
     ) -> Mismatch:
-        """place: the block's address, its mode and length. culprit: the index of the instruction, and its address when
+        """place: as _FoundBlock's. culprit: the index of the instruction, and its address when
         it was executed by itself."""
         first, second = pair.sides
         address, mode, length = place
