@@ -23,6 +23,7 @@ from minivmm.life import Life
 from minivmm.outcome import EndOfRun, Outcome
 
 if TYPE_CHECKING:
+    from minivmm.emulator.trace import Tracer
     from minivmm.virtio.block import Disk
     from minivmm.virtio.console import Console
     from minivmm.virtio.device import VirtioDevice
@@ -56,7 +57,7 @@ class RiscvMachine(Life):
     output as it comes, on the hart's thread. disks: virtio-blk devices, the first in the lowest slot. clock: "host", or
     "instructions" for a time that advances with every instruction, so that a run repeats itself exactly. entropy:
     where the virtio entropy device (rng) gets its bytes. accelerator: "interpret", or "translate" for dynamic
-    translation to x86-64 (emulator.translator).
+    translation to x86-64 (emulator.translator). tracer: is told what the engine does (emulator.trace), which is slow.
 
     Everything is made here: raises ImageError, ConfigError, HostError. Use it as a context manager, or call close().
     """
@@ -74,6 +75,7 @@ class RiscvMachine(Life):
         entropy: Callable[[int], bytes] = os.urandom,
         clock: str = HOST,
         accelerator: str = INTERPRET,
+        tracer: Tracer | None = None,
     ) -> None:
         if clock not in (HOST, INSTRUCTIONS):
             raise ConfigError(f"no such clock: {clock!r}", cause=f"known are {HOST} and {INSTRUCTIONS}")
@@ -92,19 +94,24 @@ class RiscvMachine(Life):
             self._release.callback(self.memory.close)
             self.space = AddressSpace(self.memory)
             self._release.callback(self.space.close)
-            self.hart = self._make_hart(accelerator)
+            self.hart = self._make_hart(accelerator, tracer)
             self._release.callback(self.hart.close)
             self._add_devices(clock, disks, virtio_console, entropy if rng else None)
             self._load(image, cmdline)
             undo.pop_all()
 
     # --- assembly ----------------------------------------------------------------------------------------------------
-    def _make_hart(self, accelerator: str) -> Hart:
-        if accelerator == INTERPRET:
-            return Hart(self.space, self._lines, self._time)
-        from minivmm.emulator.translator.hart import TranslatingHart
+    def _make_hart(self, accelerator: str, tracer: Tracer | None) -> Hart:
+        kind: type[Hart] = Hart
+        if accelerator == TRANSLATE:
+            from minivmm.emulator.translator.hart import TranslatingHart
 
-        return TranslatingHart(self.space, self._lines, self._time)
+            kind = TranslatingHart
+        if tracer is not None:
+            from minivmm.emulator.trace import traced
+
+            kind = traced(kind, tracer)
+        return kind(self.space, self._lines, self._time)
 
     def _add_devices(
         self, clock: str, disks: Sequence[Disk], virtio_console: bool, entropy: Callable[[int], bytes] | None

@@ -17,6 +17,7 @@ from minivmm.emulator.lockstep.pair import Difference, Pair
 from minivmm.outcome import EndOfRun
 
 MEMORY_STRIDE = 1_000_000  # instructions between two comparisons of all memory
+MEMORY_SEARCHES = 3  # for the store by which memory came to differ
 SHOWN = 12  # differences in a report
 
 Position = tuple[int, int, int]
@@ -122,7 +123,9 @@ class Lockstep:
             return coarse
         block = self._search_blocks(going, agreed, end, watched)
         # A wrong store shows when it is loaded from, or not at all. So what differs in memory by then is watched, too.
-        while block is not None and not set(block.memory) <= set(watched):
+        for _ in range(MEMORY_SEARCHES):
+            if block is None or set(block.memory) <= set(watched):
+                break
             watched = (*watched, *block.memory)
             block = self._search_blocks(going, agreed, end, watched) or block
         if block is None:
@@ -150,12 +153,12 @@ class Lockstep:
             while going() and pair.retired <= end and not pair.ended:
                 start = pair.position
                 pair.prepare()
-                pc, mode = pair.sides[0].hart.pc, pair.sides[0].hart.mode
+                pc, mode, before = pair.sides[0].hart.pc, pair.sides[0].hart.mode, pair.position
                 pair.advance(1)
                 differences = pair.differences(watched)
                 if differences:
                     # Where the first one trapped, the instruction that did is not among those retired.
-                    length = max(pair.retired - start[0] + pair.position[1] - start[1], 1)
+                    length = max(sum(pair.position[:2]) - sum(before[:2]), 1)
                     place = pc, mode, length
                     mismatch = self._told(pair, start, place, differences, None)
                     return _FoundBlock(agreed, start, place, tuple(pair.memory_differences()), mismatch)

@@ -14,6 +14,7 @@ import struct
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from minivmm.boot.elf import EM_RISCV, ET_DYN, PT_LOAD, Elf, read_image
 from minivmm.emulator.hart import Hart
@@ -29,6 +30,9 @@ from minivmm.errors import ImageError
 from minivmm.memory import PAGE_SIZE
 from minivmm.outcome import EndOfRun, Outcome, RunResult
 from minivmm.tally import Tally
+
+if TYPE_CHECKING:
+    from minivmm.emulator.trace import Tracer
 
 STACK_SIZE = 8 << 20  # bytes
 PIE_BASE = 0x20_0000_0000
@@ -64,7 +68,8 @@ class Process:
     """A program with its arguments, ready to run.
 
     root: the directory it may see, as its `/`; None: no files but the three that are open. memory: bytes of RAM it may
-    fill. translate: by dynamic translation; else interpreted. Raises ImageError, HostError.
+    fill. translate: by dynamic translation; else interpreted. tracer: is told what the engine does. Raises
+    ImageError, HostError.
     """
 
     def __init__(
@@ -76,7 +81,9 @@ class Process:
         root: str | Path | None = None,
         memory: int = 1 << 30,
         translate: bool = True,
+        tracer: Tracer | None = None,
     ) -> None:
+        self._tracer = tracer
         self.name = str(program)
         self.signal_actions: dict[int, bytes] = {}
         self.stack_size = STACK_SIZE
@@ -104,6 +111,14 @@ class Process:
         hart.csrs.mcounteren = hart.csrs.scounteren = 7  # cycle, time and instret may be read, as under Linux
         hart.enter(int(Privilege.U))
         return hart
+
+    def traced(self, kind: type[Hart]) -> type[Hart]:
+        """A hart's class, or the one that tells the tracer."""
+        if self._tracer is None:
+            return kind
+        from minivmm.emulator.trace import traced
+
+        return traced(kind, self._tracer)
 
     # --- the image ---------------------------------------------------------------------------------------------------
     def _load(self, elf: Elf, arguments: list[str], environment: list[str]) -> None:
@@ -356,7 +371,7 @@ def _interpreting(process: Process) -> Hart:
         def trap(self, pc: int, cause: int, tval: int = 0, *, interrupt: bool = False) -> None:  # noqa: ARG002
             process.trap(pc, cause, tval)
 
-    return UserHart(process.space, lambda: 0, process.now)
+    return process.traced(UserHart)(process.space, lambda: 0, process.now)
 
 
 def _translating(process: Process) -> Hart:
@@ -374,7 +389,7 @@ def _translating(process: Process) -> Hart:
         def trap(self, pc: int, cause: int, tval: int = 0, *, interrupt: bool = False) -> None:  # noqa: ARG002
             process.trap(pc, cause, tval)
 
-    return UserHart(process.space, lambda: 0, process.now)
+    return process.traced(UserHart)(process.space, lambda: 0, process.now)
 
 
 assert STACK_TOP < USER_END
