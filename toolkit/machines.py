@@ -17,6 +17,7 @@ from toolkit.user_cache import user_cache
 if TYPE_CHECKING:
     from minivmm import Disk, Machine, RiscvMachine, XenMachine
     from minivmm.emulator.lockstep.machine import LockstepMachine
+    from minivmm.emulator.trace import Tracer
     from toolkit.qemu import QemuMachine
 
     AnyMachine = Machine | QemuMachine | XenMachine | RiscvMachine | LockstepMachine
@@ -47,6 +48,8 @@ class Wish(NamedTuple):
     arch: str | None = None
     lockstep: bool = False
     stride: int | None = None
+    tracer: Callable[[], Tracer | None] | None = None
+    """Makes what is told of every event, when the machine is one that can be traced."""
 
 
 class Plan(NamedTuple):
@@ -78,13 +81,16 @@ def plan(wish: Wish) -> Plan:
     emulated = wish.arch == RISCV64 or (wish.arch is None and (wish.accelerator in EMULATORS or wish.lockstep))
     if emulated or (wish.arch is None and not named and is_riscv64(wish.guest)):
         return _emulated(wish, built(wish.guest, RISCV64) if named else find_file(wish.guest))
-    if wish.accelerator in EMULATORS or wish.lockstep:
-        option = "--lockstep" if wish.lockstep else f"--accel {wish.accelerator}"
-        raise ConfigError(
-            f"{option} is for RISC-V guests",
-            cause="x86-64 runs on KVM or in QEMU",
-            remedy="--arch riscv64",
-        )
+    for option, given in {
+        f"--accel {wish.accelerator}": wish.accelerator in EMULATORS,
+        "--lockstep": wish.lockstep,
+        "--stride": wish.stride is not None,
+        "--trace": wish.tracer is not None,
+    }.items():
+        if given:
+            raise ConfigError(
+                f"{option} is for RISC-V guests", cause="x86-64 runs on KVM or in QEMU", remedy="--arch riscv64"
+            )
     xen = wish.xen or (named and is_for_domains_only(wish.guest))
     image = built(wish.guest, XEN if xen else BARE) if named else find_file(wish.guest)
     kernel = Kernel() if named else look(image)
@@ -229,6 +235,10 @@ def _emulated(wish: Wish, image: Path) -> Plan:
             wish.accelerator is not None and wish.lockstep,
             "that interprets and translates, both",
         ),
+        "--trace with --lockstep": (
+            wish.tracer is not None and wish.lockstep,
+            "it tells of one engine, --accel interpret or --accel translate",
+        ),
         "--stride": (wish.stride is not None and not wish.lockstep, "it belongs to --lockstep"),
     }
     for option, (given, cause) in lacks.items():
@@ -261,6 +271,7 @@ def _emulated(wish: Wish, image: Path) -> Plan:
             rng=wish.rng,
             console=console,
             accelerator=accelerator,
+            tracer=None if wish.tracer is None else wish.tracer(),
         )
 
     return Plan(image, RISCV64, accelerator, "", build)

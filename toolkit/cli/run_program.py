@@ -16,6 +16,7 @@ from toolkit.machines import LOCKSTEP
 if TYPE_CHECKING:
     from minivmm.emulator.lockstep.process import LockstepProcess
     from minivmm.emulator.user.process import Process
+    from toolkit.cli.run_trace import Tracing
 
 MEMORY = 1 << 30  # bytes it may fill, where the user does not say
 SCHEMA = 1
@@ -29,6 +30,7 @@ def run(
     accelerator: str,
     root: Path | None,
     stride: int | None,
+    tracing: Tracing,
     as_json: bool,
     stats: bool,
 ) -> int:
@@ -36,7 +38,8 @@ def run(
 
     With `as_json` what it writes to standard output goes to standard error, and the report is alone on standard output.
     """
-    with _process(program, arguments, MEMORY if memory is None else memory, accelerator, root, stride) as process:
+    memory = MEMORY if memory is None else memory
+    with tracing, _process(program, arguments, memory, accelerator, root, stride, tracing) as process:
         if as_json:
             process.files.replace(1, os.dup(2))
         result = process.run(timeout)
@@ -71,7 +74,13 @@ def run(
 
 
 def _process(
-    program: str, arguments: tuple[str, ...], memory: int, accelerator: str, root: Path | None, stride: int | None
+    program: str,
+    arguments: tuple[str, ...],
+    memory: int,
+    accelerator: str,
+    root: Path | None,
+    stride: int | None,
+    tracing: Tracing,
 ) -> Process | LockstepProcess:
     environment = [f"{name}={value}" for name, value in os.environ.items()]
     if accelerator == LOCKSTEP:
@@ -81,5 +90,12 @@ def _process(
         return LockstepProcess(program, arguments, environment=environment, root=root, memory=memory, stride=stride)
     from minivmm.emulator.user.process import Process
 
-    translate = accelerator == "translate"
-    return Process(program, arguments, environment=environment, root=root, memory=memory, translate=translate)
+    return Process(
+        program,
+        arguments,
+        environment=environment,
+        root=root,
+        memory=memory,
+        translate=accelerator == "translate",
+        tracer=tracing.tracer(),
+    )

@@ -102,12 +102,8 @@ class LockstepMachine(Life):
         self._typed_lock = threading.Lock()
         self._given: dict[int, bytes] = {}  # input, by the look at which it was handed over
         self._mismatch: Mismatch | None = None
-        with contextlib.ExitStack() as undo:
-            undo.callback(self._release.close)
-            self._directory = Path(self._release.enter_context(tempfile.TemporaryDirectory(prefix="vtk-lockstep-")))
-            pair = self._make(False)
-            self._release.callback(pair.close)
-            undo.pop_all()
+        pair = self._make(False)
+        self._release.callback(pair.close)
         self._lockstep = Lockstep(self._make, pair)
         self._thread = threading.Thread(target=self._to_the_end, args=(self._execute,), name="lockstep", daemon=True)
 
@@ -131,30 +127,20 @@ class LockstepMachine(Life):
             if shown:
                 self._console_output(data)
 
-        machine = RiscvMachine(
-            self._image,
-            memory=self._memory,
-            cmdline=self._cmdline,
-            disks=[self._own(disk, index, accelerator) for index, disk in enumerate(self._disks)],
-            console=put_out,
-            virtio_console=self._virtio_console,
-            rng=self._rng,
-            entropy=random.Random(SEED).randbytes,
-            clock=INSTRUCTIONS,
-            accelerator=accelerator,
-        )
+        with tempfile.TemporaryDirectory(prefix="vtk-lockstep-") as copies:  # a disk that is open outlives its name
+            machine = RiscvMachine(
+                self._image,
+                memory=self._memory,
+                cmdline=self._cmdline,
+                disks=[_own(disk, Path(copies, str(index))) for index, disk in enumerate(self._disks)],
+                console=put_out,
+                virtio_console=self._virtio_console,
+                rng=self._rng,
+                entropy=random.Random(SEED).randbytes,
+                clock=INSTRUCTIONS,
+                accelerator=accelerator,
+            )
         return MachineSide(machine, digest, accelerator)
-
-    def _own(self, disk: Disk, index: int, accelerator: str) -> Disk:
-        """The disk itself when it is only read; else a copy, as it is now. Raises ConfigError."""
-        if disk.read_only:
-            return disk
-        copy = self._directory / f"{accelerator}-{index}"
-        try:
-            shutil.copyfile(disk.path, copy)
-        except OSError as error:
-            raise ConfigError(f"{disk.path} cannot be copied", cause=error.strerror or str(error)) from error
-        return Disk(copy)
 
     # --- input -------------------------------------------------------------------------------------------------------
     def send(self, data: bytes) -> None:
@@ -214,3 +200,14 @@ class LockstepMachine(Life):
 
     def _dump(self) -> str:
         return self._mismatch.dump if self._mismatch is not None else ""
+
+
+def _own(disk: Disk, copy: Path) -> Disk:
+    """The disk itself when it is only read; else a copy, as it is now. Raises ConfigError."""
+    if disk.read_only:
+        return disk
+    try:
+        shutil.copyfile(disk.path, copy)
+    except OSError as error:
+        raise ConfigError(f"{disk.path} cannot be copied", cause=error.strerror or str(error)) from error
+    return Disk(copy)

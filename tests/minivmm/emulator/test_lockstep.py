@@ -165,6 +165,17 @@ def test_a_mistake_of_the_interpreter_is_found_as_well(tmp_path: Path, monkeypat
     assert "under interpret" in mismatch.detail
 
 
+def test_a_mistake_is_looked_for_with_the_disk_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    disk = tmp_path / "disk.img"
+    disk.write_bytes(bytes(1 << 20))
+    monkeypatch.setitem(EMIT, "xor", as_another("or"))
+    with LockstepMachine(write_raw(tmp_path, BODY + POWER_OFF), memory=4 << 20, disks=[Disk(disk)]) as machine:
+        assert machine.run(timeout=60).outcome is Outcome.DIVERGED
+        assert machine.mismatch is not None
+        assert machine.mismatch.where.startswith("xor a3,a1,a2")
+    assert disk.read_bytes() == bytes(1 << 20)
+
+
 def test_a_mistake_in_a_kernel_with_page_tables_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(EMIT, "sd", as_another("sw"))
     mismatch = found(image("user", "riscv64"), memory=32 << 20)
