@@ -16,7 +16,8 @@ from minivmm.emulator.assembly import ABI_NAMES, disassemble, disassemble_word
 from minivmm.emulator.code import Block, CodeCache
 from minivmm.emulator.decoder import decode
 from minivmm.emulator.hart import Hart
-from minivmm.emulator.traps import Access, Cause, Privilege, Trap
+from minivmm.emulator.traps import Access, Cause, CodeChanged, Privilege, Trap
+from minivmm.outcome import EndOfRun
 
 if TYPE_CHECKING:
     from minivmm.emulator.mmu import Regime
@@ -166,7 +167,11 @@ class TracedCode(TracedCodes):
                 hart.tell(LOOKUPS, pc, "hit", result="hit")
             fresh = False
             before = list(hart.x)
-            following = operation()
+            try:
+                following = operation()
+            except (CodeChanged, EndOfRun):
+                hart.tell_instruction(hart.retired + index, pc, text, hart.changes(before))
+                raise
             hart.tell_instruction(hart.retired + index, pc, text, hart.changes(before))
             return following
 

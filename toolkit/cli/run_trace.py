@@ -72,14 +72,15 @@ class Tracing:
         return self
 
     def __exit__(self, *_: object) -> None:
-        with self._release:
-            if self._writer is not None:
-                try:
-                    self._writer.finish()
-                except HostError as error:
-                    click.echo(f"vtk: {error}", err=True)
-                left_out = self._writer.left_out
-                if left_out and self._name != STANDARD_ERROR:
-                    click.echo(
-                        f"vtk: the trace has {self._limit:,} events, and {left_out:,} more were left out", err=True
-                    )
+        writer = self._writer
+        if writer is None:
+            return
+        try:
+            writer.finish()
+        except HostError as error:
+            click.echo(f"vtk: {error}", err=True)
+        with contextlib.suppress(OSError):  # told already
+            self._release.close()
+        if writer.left_out and self._name != STANDARD_ERROR:
+            message = f"vtk: the trace has {self._limit:,} events, and {writer.left_out:,} more were left out"
+            click.echo(message, err=True)
