@@ -10,12 +10,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import cast
 
-from minivmm.emulator.assembly import ABI_NAMES
+from minivmm.emulator.assembly import ABI_NAMES, FLOATING_NAMES
 from minivmm.emulator.atomics import Atomics
 from minivmm.emulator.code import Block, CodeCache
 from minivmm.emulator.csr import CsrFile
 from minivmm.emulator.csr_table import MPP_SHIFT, Interrupt, Status
-from minivmm.emulator.mmu import Mmu
+from minivmm.emulator.floating import Floating
+from minivmm.emulator.instructions import RMM
+from minivmm.emulator.mmu import FloatingState, Mmu
 from minivmm.emulator.physical import RAM_BASE, AddressSpace
 from minivmm.emulator.semantics import Operation
 from minivmm.emulator.traps import INTERRUPT, Cause, CodeChanged, Privilege, Trap
@@ -23,12 +25,13 @@ from minivmm.outcome import EndOfRun, Outcome
 
 _U, _S, _M = int(Privilege.U), int(Privilege.S), int(Privilege.M)
 _MIE, _SIE, _MPIE, _SPIE = int(Status.MIE), int(Status.SIE), int(Status.MPIE), int(Status.SPIE)
-_MPP, _SPP, _MPRV, _SUM, _MXR = (
+_MPP, _SPP, _MPRV, _SUM, _MXR, _FS = (
     int(Status.MPP),
     int(Status.SPP),
     int(Status.MPRV),
     int(Status.SUM),
     int(Status.MXR),
+    int(Status.FS),
 )
 # 3.1.9: the order in which simultaneous interrupts are taken.
 _PRIORITY = tuple(
@@ -63,6 +66,7 @@ class Hart:
         self.csrs = CsrFile(self)
         self.code = self.mmu.code = self._make_code()
         self.atomics = Atomics(self)
+        self.floating = self._make_floating()
         self.rules_changed()
 
     def _make_mmu(self) -> Mmu:
@@ -70,6 +74,9 @@ class Hart:
 
     def _make_code(self) -> CodeCache:
         return CodeCache(self, self.space)
+
+    def _make_floating(self) -> Floating:
+        return Floating(self)
 
     @property
     def figures(self) -> dict[str, int]:
@@ -81,6 +88,7 @@ class Hart:
         return {
             "pc": self.pc,
             **dict(zip(ABI_NAMES, self.x, strict=False)),
+            **dict(zip(FLOATING_NAMES, self.floating.f, strict=True)),
             "mode": self.mode,
             "waiting": int(self.waiting),
             "retired": self.retired,
@@ -105,12 +113,15 @@ class Hart:
         self._left = 0
 
     def rules_changed(self) -> None:
-        """mstatus or the mode changed: which tables translate, and which interrupts are enabled."""
+        """mstatus, frm or the mode changed: which tables translate, and which interrupts are enabled."""
         status = self.csrs.mstatus
         data_mode = self.mode
         if status & _MPRV and self.mode == _M:
             data_mode = (status & _MPP) >> MPP_SHIFT
-        self.regime = self.mmu.regime(self.mode, data_mode, bool(status & _SUM), bool(status & _MXR))
+        floating = FloatingState.OFF
+        if status & _FS:
+            floating = FloatingState.ON if self.floating.rounding < RMM else FloatingState.UNUSUAL
+        self.regime = self.mmu.regime(self.mode, data_mode, bool(status & _SUM), bool(status & _MXR), floating)
         self.attend()
 
     def enter(self, mode: int) -> None:

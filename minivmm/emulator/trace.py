@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, NamedTuple, cast
 
-from minivmm.emulator.assembly import ABI_NAMES, disassemble, disassemble_word
+from minivmm.emulator.assembly import ABI_NAMES, FLOATING_NAMES, disassemble, disassemble_word
 from minivmm.emulator.code import Block, CodeCache
 from minivmm.emulator.decoder import decode
 from minivmm.emulator.hart import Hart
@@ -35,6 +35,7 @@ MEANINGS = {
     TRAPS: "exceptions, interrupts and system calls",
     FLUSHES: "code forgotten: overwritten, fence.i, no more room",
 }
+REGISTERS = ABI_NAMES + FLOATING_NAMES
 _ECALL_FROM_U, _A0, _A7 = int(Cause.ECALL_FROM_U), 10, 17
 
 
@@ -104,9 +105,16 @@ class TracedHart(Hart):
         text = f"{name}, tval {tval:#x}: to {self.pc:#x} in {to}-mode"
         self.tell(TRAPS, pc, text, cause=name, tval=tval, handler=self.pc, mode=to)
 
+    def registers(self) -> list[int]:
+        """All of them, as their REGISTERS are named."""
+        return [*self.x[: len(ABI_NAMES)], *self.floating.f]
+
     def changes(self, before: list[int]) -> dict[str, int]:
         """The registers that are not as before, by name."""
-        return {name: new for name, old, new in zip(ABI_NAMES, before, self.x, strict=False) if old != new}
+        now = self.registers()
+        if now == before:
+            return {}
+        return {name: new for name, old, new in zip(REGISTERS, before, now, strict=True) if old != new}
 
 
 class TracedCodes(CodeCache):
@@ -166,7 +174,7 @@ class TracedCode(TracedCodes):
             if not index and not fresh:
                 hart.tell(LOOKUPS, pc, "hit", result="hit")
             fresh = False
-            before = list(hart.x)
+            before = hart.registers()
             try:
                 following = operation()
             except (CodeChanged, EndOfRun):

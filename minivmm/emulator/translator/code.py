@@ -15,22 +15,25 @@ import ctypes
 from typing import TYPE_CHECKING
 
 from minivmm.emulator.code import Block, CodeCache, CodePage
-from minivmm.emulator.decoder import Decoded, IllegalInstruction, decode
+from minivmm.emulator.decoder import Decoded, IllegalInstruction
+from minivmm.emulator.instructions import FLOATING
 from minivmm.emulator.physical import PAGE_SHIFT, AddressSpace
 from minivmm.emulator.system import SYSTEM
-from minivmm.emulator.translator import x86
+from minivmm.emulator.translator import sse, x86
 from minivmm.emulator.translator.buffer import CodeBuffer
-from minivmm.emulator.translator.emit import EMIT, ENDS
+from minivmm.emulator.translator.emit import ENDS
+from minivmm.emulator.translator.emit_floating import EMIT
 from minivmm.emulator.translator.emitter import Emitter
 from minivmm.emulator.translator.registers import BUDGET_REGISTER, HOST, SAVED, STATE, slot
 from minivmm.emulator.translator.sites import Kind, Site
-from minivmm.emulator.translator.state import BUDGET, RBP_OFFSET
+from minivmm.emulator.translator.state import BUDGET, HOST_MXCSR, MXCSR, RBP_OFFSET
 from minivmm.emulator.translator.x86 import Reg
 from minivmm.emulator.traps import Trap
 from minivmm.memory import PAGE_SIZE
 
 if TYPE_CHECKING:
     from minivmm.emulator.mmu import Regime
+    from minivmm.emulator.semantics import Operation
     from minivmm.emulator.translator.hart import TranslatingHart
     from minivmm.emulator.translator.mmu import TranslatingRegime
 
@@ -74,9 +77,11 @@ class TranslatedCode(CodeCache):
         enter += [x86.alu_imm(x86.Alu.SUB, Reg.RSP, 8)]  # a multiple of 16, for nobody but the rule
         enter += [x86.lea(STATE, Reg.RDI, RBP_OFFSET), x86.mov(Reg.RAX, Reg.RSI)]
         enter += [x86.mov_load(host, STATE, slot(guest)) for guest, host in HOST.items()]
+        enter += [sse.store_control(STATE, HOST_MXCSR - RBP_OFFSET), sse.load_control(STATE, MXCSR - RBP_OFFSET)]
         enter += [x86.mov_load(BUDGET_REGISTER, STATE, BUDGET - RBP_OFFSET), x86.jmp_register(Reg.RAX)]
         leave = [x86.mov_store(STATE, slot(guest), host) for guest, host in HOST.items()]
         leave += [x86.mov_store(STATE, BUDGET - RBP_OFFSET, BUDGET_REGISTER)]
+        leave += [sse.store_control(STATE, MXCSR - RBP_OFFSET), sse.load_control(STATE, HOST_MXCSR - RBP_OFFSET)]
         leave += [x86.alu_imm(x86.Alu.ADD, Reg.RSP, 8)]
         leave += [x86.pop(register) for register in reversed(SAVED)]
         leave += [x86.RET]
@@ -135,7 +140,7 @@ class TranslatedCode(CodeCache):
         page_end = (offset | _OFFSET_MASK) + 1
         while len(found) < limit and offset < page_end:
             try:
-                decoded = decode(self._fetch(regime, pc, offset, page_end))
+                decoded = self.decode(regime, pc, offset, page_end)
             except (Trap, IllegalInstruction):
                 break
             if decoded.name in SYSTEM or offset + decoded.size > page_end:
@@ -162,6 +167,7 @@ class TranslatedCode(CodeCache):
             return regime.chains_anywhere or target >> PAGE_SHIFT == first >> PAGE_SHIFT
 
         emitter = Emitter(regime.tables, new_site)
+        emitter.floating = regime.floating
         emitter.pc = first
         emitter.begin(block.count)
         for index, (pc, decoded) in enumerate(instructions):
@@ -172,7 +178,7 @@ class TranslatedCode(CodeCache):
             elif (emit := EMIT.get(decoded.name)) is not None:
                 emit(emitter, decoded)
             else:
-                emitter.call().operation = self._hart.atomics.operation(regime, decoded)
+                emitter.call()
         if final.name not in ENDS:
             emitter.go(x86.JMP, end, chained(end))
         emitter.finish()
@@ -184,12 +190,20 @@ class TranslatedCode(CodeCache):
             site.resume = block.entry + at
             pc, decoded = instructions[site.index]
             site.following = pc + decoded.size & _M64
+        for site in sites:
+            if site.kind is Kind.CALL:
+                site.operation = self._interpreted(regime, instructions[site.index][1])
         for at, site in emitter.chains:
             site.place = block.start + at
         self.made += 1
         start = self._locate(regime, first)
         self._cover(start, start + (end - first & _M64), block.count)
         return block
+
+    def _interpreted(self, regime: TranslatingRegime, decoded: Decoded) -> Operation:
+        """What Python does for an instruction."""
+        unit = self._hart.floating if decoded.name in FLOATING else self._hart.atomics
+        return unit.operation(regime, decoded)
 
     # --- chaining ----------------------------------------------------------------------------------------------------
     def chain(self, site: Site, target: TranslatedBlock) -> None:

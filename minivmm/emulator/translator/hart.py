@@ -7,10 +7,12 @@ from collections.abc import Callable
 from typing import cast
 
 from minivmm.emulator.code import Block, CodeCache
+from minivmm.emulator.floating import BOXED, Floating
 from minivmm.emulator.hart import Hart
 from minivmm.emulator.mmu import Mmu
 from minivmm.emulator.physical import PAGE_SHIFT, AddressSpace
 from minivmm.emulator.translator.code import TranslatedBlock, TranslatedCode
+from minivmm.emulator.translator.floating import TranslatingFloating
 from minivmm.emulator.translator.mmu import TranslatingMmu, TranslatingRegime
 from minivmm.emulator.translator.sites import Kind, Site
 from minivmm.emulator.translator.state import State
@@ -40,6 +42,9 @@ class TranslatingHart(Hart):
 
     def _make_mmu(self) -> Mmu:
         return TranslatingMmu(self.space, self.state)
+
+    def _make_floating(self) -> Floating:
+        return TranslatingFloating(self, self.state)
 
     def _make_code(self) -> CodeCache:
         return TranslatedCode(self, self.space, self.buffer_size)
@@ -146,11 +151,14 @@ class TranslatingHart(Hart):
             site.operation()  # type: ignore[misc]
             return
         address, name = self.state.fault[0], site.name
-        size = _SIZE[name[1]]
+        floating = name[0] == "f"
+        size = _SIZE[name[2 if floating else 1]]
         tables = regime.tables
         if site.kind is Kind.LOAD:
             value = self.mmu.load(regime, address, size)
-            if site.register:
+            if floating:
+                self.floating.f[site.register] = value if size == 8 else value | BOXED
+            elif site.register:
                 if len(name) == 2:  # no u: sign-extended
                     sign = 1 << 8 * size - 1
                     value = (value ^ sign) - sign & _M64
@@ -159,7 +167,7 @@ class TranslatingHart(Hart):
             if delta is not None:
                 tables.enter(tables.read_at, address, self._ram + delta)
         else:
-            self.mmu.store(regime, address, size, self.x[site.register])
+            self.mmu.store(regime, address, size, (self.floating.f if floating else self.x)[site.register])
             delta = regime.write.get(address >> PAGE_SHIFT)
             if delta is not None:
                 tables.enter(tables.write_at, address, self._ram + delta)
@@ -167,4 +175,5 @@ class TranslatingHart(Hart):
     def close(self) -> None:
         """As Hart's; the registers can still be read."""
         self.x = list(self.x)
+        self.floating.close()
         cast(TranslatedCode, self.code).close()

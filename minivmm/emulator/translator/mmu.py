@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from minivmm.emulator.mmu import Mmu, Regime
+from minivmm.emulator.mmu import FloatingState, Mmu, Regime
 from minivmm.emulator.physical import AddressSpace
 from minivmm.emulator.translator.state import State, Tables
 from minivmm.emulator.traps import Privilege
@@ -28,9 +28,17 @@ class TranslatingRegime(Regime):
     __slots__ = ("chains_anywhere", "number", "tables")
 
     def __init__(
-        self, tables: Tables, number: int, fixed: bool, fetch_mode: int, data_mode: int, sum_: bool, mxr: bool
+        self,
+        tables: Tables,
+        number: int,
+        fixed: bool,
+        fetch_mode: int,
+        data_mode: int,
+        sum_: bool,
+        mxr: bool,
+        floating: FloatingState,
     ) -> None:
-        super().__init__(fetch_mode, data_mode, sum_, mxr)
+        super().__init__(fetch_mode, data_mode, sum_, mxr, floating)
         self.tables = tables
         self.number = number
         self.chains_anywhere = fixed or fetch_mode == Privilege.M  # M: what is fetched is never translated
@@ -49,9 +57,9 @@ class TranslatingMmu(Mmu):
         self._state = state
         self._translating: list[TranslatingRegime] = []
 
-    def regime(self, fetch_mode: int, data_mode: int, sum_: bool, mxr: bool) -> Regime:
+    def regime(self, fetch_mode: int, data_mode: int, sum_: bool, mxr: bool, floating: FloatingState) -> Regime:
         """As Mmu's."""
-        key = (fetch_mode, data_mode, sum_, mxr)
+        key = (fetch_mode, data_mode, sum_, mxr, floating)
         found = self._regimes.get(key)
         if found is None:
             made = TranslatingRegime(self._state.tables(), len(self._translating), self.fixed, *key)

@@ -3,6 +3,9 @@
     x            the registers, and one more that swallows what is written to x0
     ADDRESS      where a load or store wanted to go that translated code could not do itself
     SITE         which place in translated code was left (sites.Site)
+    F_REGISTERS  the floating-point registers
+    MXCSR        the guest's rounding mode and flags; HOST_MXCSR keeps Python's while translated code runs
+    ROUNDING     what of MXCSR is the dynamic rounding mode, for who goes back to it; OTHER_MXCSR while it is another
     TARGET       where an indirect jump goes
     BUDGET       instructions that may still be executed
     and for each regime (mmu.Regime) its software TLB and its jump cache
@@ -24,6 +27,11 @@ ADDRESS = 272  # offsets in bytes
 TARGET = 280
 BUDGET = 288
 SITE = 296
+F_REGISTERS = 304
+MXCSR = 560
+HOST_MXCSR = 564
+ROUNDING = 568
+OTHER_MXCSR = 572
 RBP_OFFSET = 128  # so that x1 to x31 are within the reach of an 8-bit displacement
 
 ENTRY_SHIFT = 4  # bytes of an entry: two words
@@ -31,8 +39,8 @@ TLB_ENTRIES = 1 << 12
 JUMP_ENTRIES = 1 << 12
 TLB_BYTES = TLB_ENTRIES << ENTRY_SHIFT
 JUMP_BYTES = JUMP_ENTRIES << ENTRY_SHIFT
-REGIMES = 20
-"""There are no more: U and S with SUM and MXR, M with three data modes (mmu.Regime)."""
+REGIMES = 60
+"""There are no more: U and S with SUM and MXR, M with three data modes, each with floating point in three states."""
 REGIME_BYTES = 2 * TLB_BYTES + JUMP_BYTES
 _REGIMES_AT = 4096
 _SIZE = _REGIMES_AT + REGIMES * REGIME_BYTES
@@ -98,6 +106,12 @@ class State:
         self.words = self.bytes.cast("Q")
         self.x = self.words[:X_COUNT]
         """The registers."""
+        self.f = self.words[F_REGISTERS >> 3 : (F_REGISTERS >> 3) + 32]
+        """The floating-point registers, as patterns and as numbers."""
+        registers = self.bytes[F_REGISTERS : F_REGISTERS + 8 * 32]
+        self.doubles, self.singles = registers.cast("d"), registers.cast("f")
+        self.mxcsr = self.bytes[MXCSR : MXCSR + 4].cast("I")
+        self.rounding = self.bytes[ROUNDING : ROUNDING + 4].cast("I")
         self.fault = self.words[ADDRESS >> 3 : (ADDRESS >> 3) + 1]
         self.target = self.words[TARGET >> 3 : (TARGET >> 3) + 1]
         self.budget = self.bytes[BUDGET : BUDGET + 8].cast("q")
@@ -113,7 +127,8 @@ class State:
 
     def close(self) -> None:
         """Gives the memory back. Nobody else may hold a view of it."""
-        for view in (self.site, self.budget, self.target, self.fault, self.x, self.words, self.bytes):
+        views = (self.rounding, self.mxcsr, self.f, self.site, self.budget, self.target, self.fault, self.x)
+        for view in (*views, self.doubles, self.singles, self.words, self.bytes):
             view.release()
         del self._anchor
         self._map.close()

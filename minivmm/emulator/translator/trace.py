@@ -58,7 +58,7 @@ class TracedTranslatingHart(TracedHart, TranslatingHart):
             return
         end, attended = self.retired + count, self.attended
         while self.retired < end and self.attended == attended:
-            pc, mode, before, retired = self.pc, self.regime.fetch_mode, list(self.x), self.retired
+            pc, mode, before, retired = self.pc, self.regime.fetch_mode, self.registers(), self.retired
             known = self._find(pc)
             self.told = pc
             texts = instruction_texts(self, pc, mode, known.count)  # now: it may overwrite itself

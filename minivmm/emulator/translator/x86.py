@@ -65,11 +65,15 @@ class Unary(IntEnum):
 class Cond(IntEnum):
     """Condition codes (SDM vol. 1, appendix B)."""
 
+    O = 0  # noqa: E741  the manual's name
     B = 2
     AE = 3
     E = 4
     NE = 5
+    A = 7
     S = 8
+    P = 10
+    NP = 11
     L = 12
     GE = 13
 
@@ -264,6 +268,16 @@ def imul_load(to: int, base: int, disp: int, wide: bool = True) -> bytes:
 def cqo(wide: bool = True) -> bytes:
     """The sign of RAX into RDX."""
     return b"\x48\x99" if wide else b"\x99"
+
+
+def bit_reset(register: int, bit: int, wide: bool = True) -> bytes:
+    """BTR: the bit becomes 0."""
+    return registers(b"\x0f\xba", 6, register, wide) + bytes((bit,))
+
+
+def bit_complement(register: int, bit: int, wide: bool = True) -> bytes:
+    """BTC: the bit becomes the other."""
+    return registers(b"\x0f\xba", 7, register, wide) + bytes((bit,))
 
 
 @cache

@@ -14,7 +14,8 @@ from minivmm.emulator.lockstep.machine import LockstepMachine
 from minivmm.emulator.lockstep.process import LockstepProcess
 from minivmm.emulator.lockstep.search import Mismatch
 from minivmm.emulator.physical import RAM_BASE
-from minivmm.emulator.translator.emit import EMIT, ENDS
+from minivmm.emulator.translator.emit import ENDS
+from minivmm.emulator.translator.emit_floating import EMIT
 from minivmm.emulator.translator.emitter import Emitter
 from minivmm.outcome import Outcome
 from minivmm.virtio.block import Disk
@@ -136,6 +137,18 @@ def test_a_wrong_store_is_found_where_it_is_made_not_where_it_is_loaded(
     source = f"auipc a0,0x10\naddi a2,zero,2000\nsh a2,8(a0)\naddi a2,a2,-1\nbne a2,zero,{loop:#x}\nlh a3,8(a0)\n"
     mismatch = found(write_raw(tmp_path, source + POWER_OFF), stride=100)
     assert (mismatch.pc, mismatch.retired) == (RAM_BASE + 8, 2)
+
+
+def test_floating_point_registers_and_flags_are_compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    on = "lui t0,0x6\ncsrrs zero,mstatus,t0\naddi a0,zero,3\nfcvt.d.l fa0,a0,dyn\n"
+    path = write_raw(tmp_path, f"{on}fdiv.d fa1,fa0,fa0,dyn\nfadd.d fa2,fa1,fa0,dyn\n{POWER_OFF}")
+    monkeypatch.setitem(EMIT, "fadd.d", as_another("fsub.d"))
+    mismatch = found(path)
+    assert mismatch.where.startswith("fadd.d fa2,fa1,fa0")
+    assert [difference.name for difference in mismatch.differences] == ["fa2"]
+    with LockstepMachine(path, memory=4 << 20) as machine:
+        monkeypatch.undo()
+        assert machine.run(timeout=60).outcome is Outcome.SHUTDOWN
 
 
 def test_a_branch_that_goes_the_wrong_way_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
