@@ -63,17 +63,23 @@ class Hart:
         """How often a slice was ended for interrupts to be looked at."""
         self._goal = self._left = 0
         self.mmu = self._make_mmu()
-        self.csrs = CsrFile(self)
+        self.csrs = self._make_csrs()
         self.code = self.mmu.code = self._make_code()
-        self.atomics = Atomics(self)
+        self.atomics = self._make_atomics()
         self.floating = self._make_floating()
         self.rules_changed()
 
     def _make_mmu(self) -> Mmu:
         return Mmu(self.space)
 
+    def _make_csrs(self) -> CsrFile:
+        return CsrFile(self)
+
     def _make_code(self) -> CodeCache:
         return CodeCache(self, self.space)
+
+    def _make_atomics(self) -> Atomics:
+        return Atomics(self)
 
     def _make_floating(self) -> Floating:
         return Floating(self)

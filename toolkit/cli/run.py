@@ -132,6 +132,12 @@ def _complete_guest(_ctx: click.Context, _param: click.Parameter, incomplete: st
     help="The directory that such a program sees as its /.  [default: no files at all]",
 )
 @click.option(
+    "--quota",
+    metavar="SIZE",
+    type=Size(),
+    help="What it may write to files there; then no space is left. [default: 1G]",
+)
+@click.option(
     "--lockstep",
     is_flag=True,
     help="Interpret and translate a RISC-V guest, both, and compare; `diverged` when they do not do the same.",
@@ -183,6 +189,7 @@ def run(
     audit: int,
     user: bool,
     root: Path | None,
+    quota: int | None,
     lockstep: bool,
     stride: int | None,
     trace: str | None,
@@ -226,10 +233,15 @@ def run(
         }.items():
             if given:
                 raise click.UsageError(f"{option} is a machine's; --user runs a program")
+        if quota is not None and root is None:
+            raise click.UsageError("--quota goes with --root")
         accelerator = _program_accelerator(accelerator, lockstep, stride, trace)
-        return run_program.run(guest, arguments, memory, timeout, accelerator, root, stride, tracing, as_json, stats)
-    if arguments or root is not None:
-        raise click.UsageError(f"{'--root' if root else arguments[0]!r} goes with a program: --user")
+        return run_program.run(
+            guest, arguments, memory, timeout, accelerator, root, quota, stride, tracing, as_json, stats
+        )
+    if arguments or root is not None or quota is not None:
+        option = "--root" if root else "--quota" if quota else repr(arguments[0])
+        raise click.UsageError(f"{option} goes with a program: --user")
     wish = Wish(
         *(guest, memory, cpus, append, disks, boot, virtio_console, rng, accelerator, xen, initrd, audit, arch),
         lockstep=lockstep,

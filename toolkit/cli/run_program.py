@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from toolkit.cli.run_trace import Tracing
 
 MEMORY = 1 << 30  # bytes it may fill, where the user does not say
+QUOTA = 1 << 30  # bytes it may write to files
 SCHEMA = 1
 
 
@@ -29,6 +30,7 @@ def run(
     timeout: float | None,
     accelerator: str,
     root: Path | None,
+    quota: int | None,
     stride: int | None,
     tracing: Tracing,
     as_json: bool,
@@ -39,7 +41,8 @@ def run(
     With `as_json` what it writes to standard output goes to standard error, and the report is alone on standard output.
     """
     memory = MEMORY if memory is None else memory
-    with tracing, _process(program, arguments, memory, accelerator, root, stride, tracing) as process:
+    quota = QUOTA if quota is None else quota
+    with tracing, _process(program, arguments, memory, accelerator, root, quota, stride, tracing) as process:
         if as_json:
             process.files.replace(1, os.dup(2))
         result = process.run(timeout)
@@ -79,6 +82,7 @@ def _process(
     memory: int,
     accelerator: str,
     root: Path | None,
+    quota: int,
     stride: int | None,
     tracing: Tracing,
 ) -> Process | LockstepProcess:
@@ -87,7 +91,9 @@ def _process(
         from minivmm.emulator.lockstep.process import STRIDE, LockstepProcess
 
         stride = STRIDE if stride is None else stride
-        return LockstepProcess(program, arguments, environment=environment, root=root, memory=memory, stride=stride)
+        return LockstepProcess(
+            program, arguments, environment=environment, root=root, memory=memory, quota=quota, stride=stride
+        )
     from minivmm.emulator.user.process import Process
 
     return Process(
@@ -96,6 +102,7 @@ def _process(
         environment=environment,
         root=root,
         memory=memory,
+        quota=quota,
         translate=accelerator == "translate",
         tracer=tracing.tracer(),
     )

@@ -34,7 +34,7 @@ MAX_IOVECS = 1024  # of writev(2)
 
 # What concerns the process alone, and each does for itself.
 _OWN = {
-    *(SystemCall.BRK, SystemCall.MUNMAP, SystemCall.MPROTECT, SystemCall.RT_SIGACTION),
+    *(SystemCall.BRK, SystemCall.MUNMAP, SystemCall.MREMAP, SystemCall.MPROTECT, SystemCall.RT_SIGACTION),
     *(SystemCall.EXIT, SystemCall.EXIT_GROUP, SystemCall.KILL, SystemCall.TKILL, SystemCall.TGKILL),
 }
 
@@ -46,9 +46,11 @@ class Made(NamedTuple):
     arguments: tuple[int, ...]
     stored: tuple[tuple[int, bytes], ...]
     """Address and bytes."""
-    fill: bytes
-    """What a mapping of a file began with."""
+    filled: tuple[tuple[int, bytes], ...]
+    """The same, of a mapping of a file."""
     result: int
+    end: EndOfRun | None
+    """When the time was up meanwhile."""
 
 
 class Record:
@@ -65,7 +67,7 @@ class Record:
         """One more."""
         self.made[self.count] = made
         self.count += 1
-        self._bytes += sum(len(data) for _, data in made.stored) + len(made.fill)
+        self._bytes += sum(len(data) for _, data in (*made.stored, *made.filled))
         if self._bytes > RECORD_LIMIT:
             self.complete = False
         if not self.complete:
@@ -82,6 +84,7 @@ class TwinProcess(Process):
         environment: Sequence[str],
         root: str | Path | None,
         memory: int,
+        quota: int,
         translate: bool,
         record: Record,
         again: bool,
@@ -90,10 +93,19 @@ class TwinProcess(Process):
         self._random = random.Random(SEED)
         self._next = 0  # call
         self._stored: list[tuple[int, bytes]] = []
-        self._fill = b""
+        self._filled: list[tuple[int, bytes]] = []
+        self._calling = False
         self.written = Digest()
         """What it gave to write(2) and its like."""
-        super().__init__(program, arguments, environment=environment, root=root, memory=memory, translate=translate)
+        super().__init__(
+            program,
+            arguments,
+            environment=environment,
+            root=root,
+            memory=memory,
+            quota=quota,
+            translate=translate,
+        )
 
     def now(self) -> int:
         """As Process', in instructions."""
@@ -111,7 +123,12 @@ class TwinProcess(Process):
     def fill(self, address: int, data: bytes) -> None:
         """As Process'."""
         super().fill(address, data)
-        self._fill = data
+        self._filled.append((address, data))
+
+    def look_at_the_clock(self) -> None:
+        """As Process'; between calls, whoever drives the two does."""
+        if self._calling:
+            super().look_at_the_clock()
 
     def call(self, number: int) -> int:
         """As Process'; what has been made already is not made again."""
@@ -124,12 +141,17 @@ class TwinProcess(Process):
             return self._repeat(self._record.made[index], number, arguments)
         if self._again:
             raise EndOfRun(Outcome.INTERRUPTED, "beyond the system calls that were recorded")
-        self._stored, self._fill = [], b""
-        result = 0
+        self._stored, self._filled, self._calling = [], [], True
+        result, ended = 0, None
         try:
             result = super().call(number)
+        except EndOfRun as end:
+            ended = end
+            raise
         finally:
-            self._record.add(Made(number, arguments, tuple(self._stored), self._fill, result))
+            self._calling = False
+            made = Made(number, arguments, tuple(self._stored), tuple(self._filled), result, ended)
+            self._record.add(made)
         return result
 
     def _repeat(self, made: Made, number: int, arguments: tuple[int, ...]) -> int:
@@ -137,11 +159,14 @@ class TwinProcess(Process):
             raise EndOfRun(Outcome.CRASHED, f"system call {number}{arguments}, not {made.number}{made.arguments}")
         if number in _OWN:
             return super().call(number)
+        if made.end is not None:
+            raise made.end
         self.calls.count(SystemCall(number).name.lower()) if number in CALLS else self.unknown.count(str(number))
         if number == SystemCall.MMAP and made.result >= 0:
             address, length, prot, flags, _, _ = arguments
             result: int = CALLS[number][0](self, address, length, prot, flags | Map.ANONYMOUS, 0, 0)
-            self.memory.force(result, made.fill)
+            for at, data in made.filled:
+                super().fill(at, data)
             return result
         for address, data in made.stored:
             super().store(address, data)
@@ -215,12 +240,13 @@ class LockstepProcess:
         environment: Sequence[str] = (),
         root: str | Path | None = None,
         memory: int = 1 << 30,
+        quota: int = 1 << 30,
         stride: int = STRIDE,
     ) -> None:
         if stride < 1:
             raise ConfigError(f"a stride of {stride} instructions cannot be", cause="the least is 1: every block")
         self._program, self._arguments, self._environment = program, tuple(arguments), tuple(environment)
-        self._root, self._memory, self._stride = root, memory, stride
+        self._root, self._memory, self._quota, self._stride = root, memory, quota, stride
         self._record = Record()
         pair = self._make(False)
         self._lockstep = Lockstep(self._make, pair)
@@ -239,6 +265,7 @@ class LockstepProcess:
                     self._environment,
                     None if again or translate else self._root,
                     self._memory,
+                    self._quota,
                     translate,
                     self._record,
                     again,
@@ -254,10 +281,9 @@ class LockstepProcess:
 
     def run(self, timeout: float | None = None) -> RunResult:
         """As Process'."""
-        started = time.monotonic()
-        deadline = started + timeout if timeout is not None else float("inf")
-        for process in self._processes(self._lockstep.pair):
-            process.deadline = deadline
+        processes = self._processes(self._lockstep.pair)
+        started = min(process.begin(timeout) for process in processes)
+        deadline = self.process.deadline
         dump = ""
         try:
             found = self._lockstep.run(lambda: time.monotonic() < deadline, lambda: self._record.complete)

@@ -121,9 +121,9 @@ def _by_python(e: Emitter, d: Decoded) -> None:
 @emits("flw", "fld")
 def _load(e: Emitter, d: Decoded) -> None:
     form = SINGLE if d.name == "flw" else DOUBLE
-    site = e.host_address(e.tables.read_at, d, form.bits // 8, Kind.LOAD)
+    site, base, displacement = e.operand(e.tables.read_at, d, form.bits // 8, Kind.LOAD)
     site.name, site.register = d.name, d.rd
-    e.put(x86.memory(b"\x8b", RAX, RAX, 0, form is DOUBLE))
+    e.put(x86.mov_load_indexed(RAX, base, RCX, displacement, form is DOUBLE))
     e.put(x86.mov_store(STATE, floating_slot(d.rd), RAX, form is DOUBLE))
     if form is SINGLE:
         e.boxed.discard(d.rd)  # also what Python loads is boxed, and both come by the same way from here
@@ -134,9 +134,10 @@ def _load(e: Emitter, d: Decoded) -> None:
 @emits("fsw", "fsd")
 def _store(e: Emitter, d: Decoded) -> None:
     size = 4 if d.name == "fsw" else 8
-    site = e.host_address(e.tables.write_at, d, size, Kind.STORE)
+    site, base, displacement = e.operand(e.tables.write_at, d, size, Kind.STORE)
     site.name, site.register = d.name, d.rs2
-    e.put(x86.mov_load(RDX, STATE, floating_slot(d.rs2), size == 8), x86.store(size, RAX, RDX))
+    e.put(x86.mov_load(RDX, STATE, floating_slot(d.rs2), size == 8))
+    e.put(x86.store_indexed(size, base, RCX, displacement, RDX))
     e.resume(site)
 
 

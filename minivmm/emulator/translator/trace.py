@@ -15,6 +15,7 @@ from minivmm.emulator.trace import (
     FLUSHES,
     INSTRUCTIONS,
     LOOKUPS,
+    TRAPS,
     TracedCodes,
     TracedHart,
     instruction_texts,
@@ -30,7 +31,10 @@ REASONS = {
     Kind.BUDGET: "no budget for the block",
     Kind.LOAD: "a load Python must do",
     Kind.STORE: "a store Python must do",
+    Kind.ATOMIC: "an atomic Python must do",
     Kind.CALL: "an instruction Python executes",
+    Kind.SYSTEM: "an instruction Python executes, which ends the block",
+    Kind.ATTEND: "an interrupt may have been let in",
     Kind.CHAIN: "a jump not followed before",
     Kind.JUMP: "a jump to an address not in the jump cache",
 }
@@ -40,6 +44,7 @@ class TracedTranslatingHart(TracedHart, TranslatingHart):
     """A hart that translates, and tells."""
 
     def _make_code(self) -> CodeCache:
+        self.delivers = self.delivers and not self.tracer.events & {INSTRUCTIONS, TRAPS}
         return TracedTranslatedCode(self, self.space, self.buffer_size)
 
     told = -1
@@ -81,18 +86,20 @@ class TracedTranslatedCode(TracedCodes, TranslatedCode):
         def enter_and_tell(state_address: int, address: int) -> None:
             enter(state_address, address)
             site = self.sites[state.site[0]]
-            kind = Kind.JUMP if site is None else site.kind
+            kind = site.kind
             if kind is Kind.BUDGET and INSTRUCTIONS in hart.tracer.events:
                 return  # because it was asked for one block
-            pc = state.target[0] if site is None else site.pc
-            details = {"address": state.fault[0]} if kind in (Kind.LOAD, Kind.STORE) else {}
+            pc = state.target[0] if kind is Kind.JUMP else site.pc
+            details = {"address": state.fault[0]} if kind in (Kind.LOAD, Kind.STORE, Kind.ATOMIC) else {}
             hart.tell(EXITS, pc, f"left: {REASONS[kind]}", reason=kind.name.lower(), **details)
 
         self.enter = enter_and_tell
 
-    def _translate(self, regime: TranslatingRegime, instructions: list[tuple[int, Decoded]]) -> TranslatedBlock:
+    def _translate(
+        self, regime: TranslatingRegime, instructions: list[tuple[int, Decoded]], offset: int
+    ) -> TranslatedBlock:
         since, size = time.monotonic_ns(), self.translated_bytes
-        block = super()._translate(regime, instructions)
+        block = super()._translate(regime, instructions, offset)
         size = self.translated_bytes - size
         spent = time.monotonic_ns() - since
         self.hart.tell(
