@@ -81,8 +81,21 @@ class TranslatingHart(Hart):
         pc = self.pc
         while self._left > 0:
             block = self._find(pc)
-            pc = self._run(block) if type(block) is TranslatedBlock else self._interpret(cast(Block, block))
+            if type(block) is not TranslatedBlock:
+                pc = self._interpret(cast(Block, block))
+            elif self._left >= block.count:
+                pc = self._run(block)
+            else:  # more than was asked for, rather than nothing; what is left is taken back, or it had no end
+                extra = block.count - self._left
+                self._grant(extra)
+                pc = self._run(block)
+                self._grant(-min(extra, max(self._left, 0)))
         self.pc = pc
+
+    def _grant(self, count: int) -> None:
+        """So many more instructions."""
+        self._goal += count
+        self._left += count
 
     def _find(self, pc: int) -> Block | TranslatedBlock:
         block = self.regime.blocks.get(pc)
@@ -117,9 +130,6 @@ class TranslatingHart(Hart):
         enter, sites, budget, number = code.enter, code.sites, state.budget, state.site
         traps, stale = state.traps, state.stale
         regime = self.regime
-        if self._left < block.count:  # more than was asked for, rather than nothing
-            self._goal += block.count - self._left
-            self._left = block.count
         budget[0] = self._left
         address = block.entry
         while True:
