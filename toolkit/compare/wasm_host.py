@@ -3,8 +3,8 @@
     python -P wasm_host.py MODULE DIRECTORY BYTES SECONDS
 
 The module sees nothing but those streams and the files of DIRECTORY, read-only. It must make do with BYTES of memory,
-and after SECONDS it is ended, whatever it does. Exit status: 0 the module came to its end, else what it exited with, or 1
-with one line on standard error that says why. Belongs to no package when run: it imports wasmtime and nothing of ours.
+and after SECONDS it is ended, whatever it does. Exit status: 0 the module came to its end, else what it exited with, or
+1 with one line on standard error that says why. Belongs to no package when run: imports wasmtime and nothing of ours.
 """
 
 from __future__ import annotations
