@@ -27,11 +27,17 @@ class Atomics:
 
     def __init__(self, hart: Hart) -> None:
         self._hart = hart
-        self._reserved: tuple[int, int, int] | None = None  # offset in RAM, size, value
+        self.reserved: tuple[int, int, int] | None = None
+        """LR's reservation: offset in RAM, size and value."""
+
+    @property
+    def reservation(self) -> int:
+        """The offset in RAM that is reserved; -1 for none."""
+        return -1 if self.reserved is None else self.reserved[0]
 
     def drop_reservation(self) -> None:
         """No SC succeeds before the next LR."""
-        self._reserved = None
+        self.reserved = None
 
     def operation(self, regime: Regime, decoded: Decoded) -> Operation:
         """The function that executes this instruction."""
@@ -65,14 +71,14 @@ class Atomics:
     def _load_reserved(self, regime: Regime, decoded: Decoded, size: int) -> None:
         offset = self._hart.mmu.atomic_offset(regime, self._hart.x[decoded.rs1], size, Access.LOAD)
         value = self._element(offset, size)
-        self._reserved = (offset, size, value)
+        self.reserved = (offset, size, value)
         self._deliver(decoded.rd, value, size)
 
     def _store_conditional(self, regime: Regime, decoded: Decoded, size: int) -> None:
         """The store's permissions are checked whether or not it succeeds, as the manual leaves open."""
         hart = self._hart
         offset = hart.mmu.atomic_offset(regime, hart.x[decoded.rs1], size, Access.STORE)
-        reserved, self._reserved = self._reserved, None
+        reserved, self.reserved = self.reserved, None
         succeeds = reserved == (offset, size, self._element(offset, size))
         changed = succeeds and self._put(offset, size, hart.x[decoded.rs2])
         if decoded.rd:

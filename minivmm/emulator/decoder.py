@@ -22,6 +22,8 @@ class Decoded(NamedTuple):
     rs2: int
     imm: int
     csr: int
+    rs3: int
+    rm: int
     size: int  # bytes: 2 or 4
     raw: int  # the bits as fetched, `size` bytes of them
     compressed: Compressed | None
@@ -52,6 +54,12 @@ for _instruction in INSTRUCTIONS:
             _BY_OPCODE[_key].append(_instruction)
 
 
+# The same by quadrant and funct3 (16.8), of which every compressed instruction has its own.
+_BY_PARCEL: list[list[Compressed]] = [
+    [row for row in COMPRESSED if row.match & 0xE003 == (key & 7) << 13 | key >> 3] for key in range(1 << 5)
+]
+
+
 @lru_cache(maxsize=1 << 14)
 def decode(word: int) -> Decoded:
     """The instruction in `word`: 32 bits, or a 16-bit parcel alone or with anything above it.
@@ -68,7 +76,7 @@ def decode(word: int) -> Decoded:
 
 
 def _decode_parcel(parcel: int) -> Decoded:
-    for row in COMPRESSED:
+    for row in _BY_PARCEL[(parcel & 3) << 3 | parcel >> 13]:
         if parcel & row.mask == row.match and all(operand.extract(parcel) for operand in row.nonzero):
             own = {operand.name: operand.extract(parcel) for operand in row.format.operands}
             operands = {name: own[what] if isinstance(what, str) else what for name, what in row.expansion}
@@ -89,6 +97,8 @@ def _decoded(
         get("rs2", 0),
         immediate,
         get("csr", 0),
+        get("rs3", 0),
+        get("rm", 0),
         size,
         raw,
         compressed,

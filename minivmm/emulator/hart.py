@@ -10,11 +10,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import cast
 
+from minivmm.emulator.assembly import ABI_NAMES, FLOATING_NAMES
 from minivmm.emulator.atomics import Atomics
 from minivmm.emulator.code import Block, CodeCache
 from minivmm.emulator.csr import CsrFile
 from minivmm.emulator.csr_table import MPP_SHIFT, Interrupt, Status
-from minivmm.emulator.mmu import Mmu
+from minivmm.emulator.floating import Floating
+from minivmm.emulator.instructions import RMM
+from minivmm.emulator.mmu import FloatingState, Mmu
 from minivmm.emulator.physical import RAM_BASE, AddressSpace
 from minivmm.emulator.semantics import Operation
 from minivmm.emulator.traps import INTERRUPT, Cause, CodeChanged, Privilege, Trap
@@ -22,12 +25,13 @@ from minivmm.outcome import EndOfRun, Outcome
 
 _U, _S, _M = int(Privilege.U), int(Privilege.S), int(Privilege.M)
 _MIE, _SIE, _MPIE, _SPIE = int(Status.MIE), int(Status.SIE), int(Status.MPIE), int(Status.SPIE)
-_MPP, _SPP, _MPRV, _SUM, _MXR = (
+_MPP, _SPP, _MPRV, _SUM, _MXR, _FS = (
     int(Status.MPP),
     int(Status.SPP),
     int(Status.MPRV),
     int(Status.SUM),
     int(Status.MXR),
+    int(Status.FS),
 )
 # 3.1.9: the order in which simultaneous interrupts are taken.
 _PRIORITY = tuple(
@@ -55,23 +59,49 @@ class Hart:
         """In wfi, with no enabled interrupt pending when last looked."""
         self.traps = 0
         """Exceptions and interrupts taken."""
+        self.attended = 0
+        """How often a slice was ended for interrupts to be looked at."""
         self._goal = self._left = 0
         self.mmu = self._make_mmu()
-        self.csrs = CsrFile(self)
+        self.csrs = self._make_csrs()
         self.code = self.mmu.code = self._make_code()
-        self.atomics = Atomics(self)
+        self.atomics = self._make_atomics()
+        self.floating = self._make_floating()
         self.rules_changed()
 
     def _make_mmu(self) -> Mmu:
         return Mmu(self.space)
 
+    def _make_csrs(self) -> CsrFile:
+        return CsrFile(self)
+
     def _make_code(self) -> CodeCache:
         return CodeCache(self, self.space)
+
+    def _make_atomics(self) -> Atomics:
+        return Atomics(self)
+
+    def _make_floating(self) -> Floating:
+        return Floating(self)
 
     @property
     def figures(self) -> dict[str, int]:
         """What executing took beyond what every hart counts, by name."""
         return {}
+
+    def architectural_state(self) -> dict[str, int]:
+        """All that a program could tell of the hart, by name: what every engine must agree on (emulator.lockstep)."""
+        return {
+            "pc": self.pc,
+            **dict(zip(ABI_NAMES, self.x, strict=False)),
+            **dict(zip(FLOATING_NAMES, self.floating.f, strict=True)),
+            "mode": self.mode,
+            "waiting": int(self.waiting),
+            "retired": self.retired,
+            "traps": self.traps,
+            "reservation": self.atomics.reservation,
+            **self.csrs.state(),
+        }
 
     def close(self) -> None:
         """Gives back what the host gave; it executes nothing any more."""
@@ -84,16 +114,20 @@ class Hart:
 
     def attend(self) -> None:
         """Ends the slice with this block: interrupts are to be looked at."""
+        self.attended += 1
         self._goal -= self._left
         self._left = 0
 
     def rules_changed(self) -> None:
-        """mstatus or the mode changed: which tables translate, and which interrupts are enabled."""
+        """mstatus, frm or the mode changed: which tables translate, and which interrupts are enabled."""
         status = self.csrs.mstatus
         data_mode = self.mode
         if status & _MPRV and self.mode == _M:
             data_mode = (status & _MPP) >> MPP_SHIFT
-        self.regime = self.mmu.regime(self.mode, data_mode, bool(status & _SUM), bool(status & _MXR))
+        floating = FloatingState.OFF
+        if status & _FS:
+            floating = FloatingState.ON if self.floating.rounding < RMM else FloatingState.UNUSUAL
+        self.regime = self.mmu.regime(self.mode, data_mode, bool(status & _SUM), bool(status & _MXR), floating)
         self.attend()
 
     def enter(self, mode: int) -> None:

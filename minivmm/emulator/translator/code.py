@@ -14,17 +14,23 @@ from __future__ import annotations
 import ctypes
 from typing import TYPE_CHECKING
 
-from minivmm.emulator.code import MAX_BLOCK, Block, CodeCache, CodePage
-from minivmm.emulator.decoder import Decoded, IllegalInstruction, decode
+from minivmm.emulator.code import Block, CodeCache, CodePage
+from minivmm.emulator.decoder import Decoded, IllegalInstruction
 from minivmm.emulator.physical import PAGE_SHIFT, AddressSpace
 from minivmm.emulator.system import SYSTEM
-from minivmm.emulator.translator import x86
+from minivmm.emulator.translator import sse, x86
 from minivmm.emulator.translator.buffer import CodeBuffer
 from minivmm.emulator.translator.emit import EMIT, ENDS
-from minivmm.emulator.translator.emitter import Emitter
+from minivmm.emulator.translator.emit_atomics import ATOMICS
+from minivmm.emulator.translator.emit_floating import FLOATING
+from minivmm.emulator.translator.emit_system import is_storage, system
+from minivmm.emulator.translator.emitter import Emitter, Host
+from minivmm.emulator.translator.places import PLACES
 from minivmm.emulator.translator.registers import BUDGET_REGISTER, HOST, SAVED, STATE, slot
+from minivmm.emulator.translator.routines import ROUTINES
 from minivmm.emulator.translator.sites import Kind, Site
-from minivmm.emulator.translator.state import BUDGET, RBP_OFFSET
+from minivmm.emulator.translator.state import BUDGET, HOST_MXCSR, MXCSR, RBP_OFFSET
+from minivmm.emulator.translator.walk import MISSES
 from minivmm.emulator.translator.x86 import Reg
 from minivmm.emulator.traps import Trap
 from minivmm.memory import PAGE_SIZE
@@ -37,6 +43,8 @@ if TYPE_CHECKING:
 BLOCK_ROOM = 64 << 10  # bytes: more than the longest block can need
 _M64 = (1 << 64) - 1
 _OFFSET_MASK = PAGE_SIZE - 1
+_EMIT = EMIT | ATOMICS | FLOATING
+_ROUTINES = ROUTINES | MISSES | PLACES
 
 
 class TranslatedBlock:
@@ -53,18 +61,45 @@ class TranslatedBlock:
         self.incoming: list[tuple[int, int]] = []  # chained jumps to it: the displacement's offset, its own stub's
 
 
+class _MarkedPages(dict[int, CodePage]):
+    """Pages by number; translated code sees from `marks` which there are."""
+
+    def __init__(self, marks: ctypes.Array[ctypes.c_ubyte]) -> None:
+        super().__init__()
+        self._marks = marks
+
+    def __setitem__(self, number: int, page: CodePage) -> None:
+        super().__setitem__(number, page)
+        self._marks[number] = 1
+
+    def __delitem__(self, number: int) -> None:
+        super().__delitem__(number)
+        self._marks[number] = 0
+
+    def clear(self) -> None:
+        """All of them."""
+        super().clear()
+        ctypes.memset(self._marks, 0, ctypes.sizeof(self._marks))
+
+
 class TranslatedCode(CodeCache):
     """Finds, makes and chains blocks for one hart."""
 
     def __init__(self, hart: TranslatingHart, space: AddressSpace, size: int) -> None:
         super().__init__(hart, space)
         self.buffer = CodeBuffer(size)
-        self.sites: list[Site | None] = []
-        """By number; None is a look-up in the jump cache in vain."""
+        self.sites: list[Site] = []
+        """By number."""
         self.chained = 0
         """Jumps that were made to go straight to their block."""
         self.translated_bytes = 0
         """Machine code made so far."""
+        self._delivers = hart.delivers
+        self._state = hart.state
+        self._new_place = _no_place if hart.delivers else hart.state.place
+        marks = (ctypes.c_ubyte * (space.ram.size >> PAGE_SHIFT))()
+        self._pages = _MarkedPages(marks)
+        self._host = Host(space.ram.host_address, space.ram.size, ctypes.addressof(marks))
         self._begin()
 
     # --- the routines every block uses -------------------------------------------------------------------------------
@@ -74,45 +109,43 @@ class TranslatedCode(CodeCache):
         enter += [x86.alu_imm(x86.Alu.SUB, Reg.RSP, 8)]  # a multiple of 16, for nobody but the rule
         enter += [x86.lea(STATE, Reg.RDI, RBP_OFFSET), x86.mov(Reg.RAX, Reg.RSI)]
         enter += [x86.mov_load(host, STATE, slot(guest)) for guest, host in HOST.items()]
+        enter += [sse.store_control(STATE, HOST_MXCSR - RBP_OFFSET), sse.load_control(STATE, MXCSR - RBP_OFFSET)]
         enter += [x86.mov_load(BUDGET_REGISTER, STATE, BUDGET - RBP_OFFSET), x86.jmp_register(Reg.RAX)]
         leave = [x86.mov_store(STATE, slot(guest), host) for guest, host in HOST.items()]
         leave += [x86.mov_store(STATE, BUDGET - RBP_OFFSET, BUDGET_REGISTER)]
+        leave += [sse.store_control(STATE, MXCSR - RBP_OFFSET), sse.load_control(STATE, HOST_MXCSR - RBP_OFFSET)]
         leave += [x86.alu_imm(x86.Alu.ADD, Reg.RSP, 8)]
         leave += [x86.pop(register) for register in reversed(SAVED)]
         leave += [x86.RET]
         self.enter = self.buffer.function(self.buffer.append(b"".join(enter)), ctypes.c_void_p, ctypes.c_void_p)
         self._exit = self.buffer.append(b"".join(leave))
         self._kept = self.buffer.used
-        self._miss = 0
-        self._dispatchers: dict[int, int] = {}
-        self._start_sites()
+        self._routines: dict[tuple[TranslatingRegime, str], int] = {}
 
-    def _start_sites(self) -> None:
-        self.sites[:] = [None]
-        self._dispatchers.clear()
-        miss = Emitter(None, _no_site)
-        miss.miss(0)
-        self._miss = self._place(miss)
+    def _emitter(self, regime: TranslatingRegime, block: TranslatedBlock) -> Emitter:
+        def new_site(kind: Kind, index: int, pc: int) -> tuple[int, Site]:
+            site = Site(kind, regime, block, index, pc)
+            self.sites.append(site)
+            return len(self.sites) - 1, site
 
-    def _dispatcher(self, regime: TranslatingRegime) -> int:
-        """The routine that looks RAX up in the jump cache of a regime."""
-        found = self._dispatchers.get(regime.number)
+        return Emitter(regime, new_site, self._new_place, self._host, self._delivers)
+
+    def _routine(self, regime: TranslatingRegime, name: str) -> int:
+        """Where a routine of a regime is in the buffer."""
+        found = self._routines.get((regime, name))
         if found is None:
-            dispatcher = Emitter(regime.tables, _no_site)
-            dispatcher.dispatch()
-            found = self._dispatchers[regime.number] = self._place(dispatcher)
+            emitter = self._emitter(regime, TranslatedBlock(0, 0, 0))
+            _ROUTINES[name](emitter)
+            found = self._routines[regime, name] = self._place(emitter)
         return found
 
-    def _place(self, emitter: Emitter, dispatcher: int = 0) -> int:
+    def _place(self, emitter: Emitter) -> int:
         """Puts finished code into the buffer; its jumps to the common routines find them."""
         start = self.buffer.append(emitter.code)
-        for places, target in (
-            (emitter.to_exit, self._exit),
-            (emitter.to_miss, self._miss),
-            (emitter.to_dispatch, dispatcher),
-        ):
-            for place in places:
-                self.buffer.redirect(start + place, target)
+        for place in emitter.to_exit:
+            self.buffer.redirect(start + place, self._exit)
+        for place, name, regime in emitter.to_routines:
+            self.buffer.redirect(start + place, self._routine(regime, name))
         self.translated_bytes += len(emitter.code)
         return start
 
@@ -124,46 +157,41 @@ class TranslatedCode(CodeCache):
 
     # --- making ------------------------------------------------------------------------------------------------------
     def _make(self, regime: Regime, pc: int, offset: int, limit: int) -> Block | TranslatedBlock:  # type: ignore[override]
-        if limit == 1:
-            return super()._make(regime, pc, offset, limit)
-        instructions = self._gather(regime, pc, offset)
+        instructions = self._gather(regime, pc, offset, limit)
         if not instructions:
             return super()._make(regime, pc, offset, 1)
-        return self._translate(regime, instructions)  # type: ignore[arg-type]
+        return self._translate(regime, instructions, offset)  # type: ignore[arg-type]
 
-    def _gather(self, regime: Regime, pc: int, offset: int) -> list[tuple[int, Decoded]]:
+    def _gather(self, regime: Regime, pc: int, offset: int, limit: int) -> list[tuple[int, Decoded]]:
         """The instructions to translate from `pc`, at `offset` in RAM; none when the first one is to be interpreted."""
         found: list[tuple[int, Decoded]] = []
         page_end = (offset | _OFFSET_MASK) + 1
-        while len(found) < MAX_BLOCK and offset < page_end:
+        while len(found) < limit and offset < page_end:
             try:
-                decoded = decode(self._fetch(regime, pc, offset, page_end))
+                decoded = self.decode(regime, pc, offset, page_end)
             except (Trap, IllegalInstruction):
                 break
-            if decoded.name in SYSTEM or offset + decoded.size > page_end:
+            if offset + decoded.size > page_end:
                 break
             found.append((pc, decoded))
-            if decoded.name in ENDS:
+            if decoded.name in ENDS or (decoded.name in SYSTEM and not is_storage(decoded, regime.fetch_mode)):
                 break
             pc = pc + decoded.size & _M64
             offset += decoded.size
         return found
 
-    def _translate(self, regime: TranslatingRegime, instructions: list[tuple[int, Decoded]]) -> TranslatedBlock:
+    def _translate(
+        self, regime: TranslatingRegime, instructions: list[tuple[int, Decoded]], offset: int
+    ) -> TranslatedBlock:
+        """The machine code of instructions that are at `offset` in RAM."""
         first, (last, final) = instructions[0][0], instructions[-1]
         end = last + final.size & _M64
         block = TranslatedBlock(first, len(instructions), end)
-        sites: list[Site] = []
-
-        def new_site(kind: Kind, index: int, pc: int) -> tuple[int, Site]:
-            site = Site(kind, block, index, pc)
-            sites.append(site)
-            return len(self.sites) + len(sites) - 1, site
 
         def chained(target: int) -> bool:
             return regime.chains_anywhere or target >> PAGE_SHIFT == first >> PAGE_SHIFT
 
-        emitter = Emitter(regime.tables, new_site)
+        emitter = self._emitter(regime, block)
         emitter.pc = first
         emitter.begin(block.count)
         for index, (pc, decoded) in enumerate(instructions):
@@ -171,17 +199,16 @@ class TranslatedCode(CodeCache):
             ending = ENDS.get(decoded.name)
             if ending is not None:
                 ending(emitter, decoded, chained)
-            elif (emit := EMIT.get(decoded.name)) is not None:
-                emit(emitter, decoded)
+            elif decoded.name in SYSTEM:
+                system(emitter, decoded, chained)
             else:
-                emitter.call().operation = self._hart.atomics.operation(regime, decoded)
-        if final.name not in ENDS:
+                _EMIT[decoded.name](emitter, decoded)
+        if final.name not in ENDS and (final.name not in SYSTEM or is_storage(final, regime.fetch_mode)):
             emitter.go(x86.JMP, end, chained(end))
         emitter.finish()
 
-        block.start = self._place(emitter, self._dispatcher(regime) if emitter.to_dispatch else 0)
+        block.start = self._place(emitter)
         block.entry = self.buffer.address + block.start
-        self.sites += sites
         for at, site in emitter.resumes:
             site.resume = block.entry + at
             pc, decoded = instructions[site.index]
@@ -189,8 +216,7 @@ class TranslatedCode(CodeCache):
         for at, site in emitter.chains:
             site.place = block.start + at
         self.made += 1
-        start = self._locate(regime, first)
-        self._cover(start, start + (end - first & _M64), block.count)
+        self._cover(offset, offset + (end - first & _M64), block.count)
         return block
 
     # --- chaining ----------------------------------------------------------------------------------------------------
@@ -214,7 +240,9 @@ class TranslatedCode(CodeCache):
         """As CodeCache; the buffer is empty again."""
         super().forget()
         self.buffer.reset(self._kept)
-        self._start_sites()
+        self.sites.clear()
+        self._routines.clear()
+        self._state.forget_places()
 
     # --- who writes into code ----------------------------------------------------------------------------------------
     def note_store(self, offset: int, size: int) -> bool:
@@ -247,6 +275,5 @@ class TranslatedCode(CodeCache):
         self.buffer.close()
 
 
-def _no_site(kind: Kind, _index: int, _pc: int) -> tuple[int, Site]:
-    """The common routines are left nowhere."""
-    raise AssertionError(kind)
+def _no_place() -> None:
+    """As State.place: every load and store looks into the TLB."""

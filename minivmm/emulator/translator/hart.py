@@ -4,17 +4,25 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import cast
 
+from minivmm.emulator.atomics import Atomics
 from minivmm.emulator.code import Block, CodeCache
+from minivmm.emulator.csr import CsrFile
+from minivmm.emulator.decoder import Decoded
+from minivmm.emulator.floating import BOXED, Floating
 from minivmm.emulator.hart import Hart
 from minivmm.emulator.mmu import Mmu
 from minivmm.emulator.physical import PAGE_SHIFT, AddressSpace
+from minivmm.emulator.system import SYSTEM
 from minivmm.emulator.translator.code import TranslatedBlock, TranslatedCode
+from minivmm.emulator.translator.csrs import SharedAtomics, SharedCsrs
+from minivmm.emulator.translator.floating import TranslatingFloating
 from minivmm.emulator.translator.mmu import TranslatingMmu, TranslatingRegime
 from minivmm.emulator.translator.sites import Kind, Site
 from minivmm.emulator.translator.state import State
-from minivmm.emulator.traps import CodeChanged, Trap
+from minivmm.emulator.traps import Cause, CodeChanged, Trap
 from minivmm.outcome import EndOfRun
 
 _M64 = (1 << 64) - 1
@@ -27,6 +35,8 @@ class TranslatingHart(Hart):
     slice = 1_000_000
     buffer_size = 32 << 20
     """Bytes for machine code: a guest instruction takes about 35 of them, with its stubs."""
+    delivers = True
+    """Whether translated code takes exceptions, and returns, by itself; else each is a call of `trap`."""
 
     def __init__(self, space: AddressSpace, lines: Callable[[], int], time_: Callable[[], int]) -> None:
         self.state = State()
@@ -40,6 +50,15 @@ class TranslatingHart(Hart):
 
     def _make_mmu(self) -> Mmu:
         return TranslatingMmu(self.space, self.state)
+
+    def _make_csrs(self) -> CsrFile:
+        return SharedCsrs(self)
+
+    def _make_atomics(self) -> Atomics:
+        return SharedAtomics(self)
+
+    def _make_floating(self) -> Floating:
+        return TranslatingFloating(self, self.state)
 
     def _make_code(self) -> CodeCache:
         return TranslatedCode(self, self.space, self.buffer_size)
@@ -62,8 +81,21 @@ class TranslatingHart(Hart):
         pc = self.pc
         while self._left > 0:
             block = self._find(pc)
-            pc = self._run(block) if type(block) is TranslatedBlock else self._interpret(cast(Block, block))
+            if type(block) is not TranslatedBlock:
+                pc = self._interpret(cast(Block, block))
+            elif self._left >= block.count:
+                pc = self._run(block)
+            else:  # more than was asked for, rather than nothing; what is left is taken back, or it had no end
+                extra = block.count - self._left
+                self._grant(extra)
+                pc = self._run(block)
+                self._grant(-min(extra, max(self._left, 0)))
         self.pc = pc
+
+    def _grant(self, count: int) -> None:
+        """So many more instructions."""
+        self._goal += count
+        self._left += count
 
     def _find(self, pc: int) -> Block | TranslatedBlock:
         block = self.regime.blocks.get(pc)
@@ -96,36 +128,51 @@ class TranslatingHart(Hart):
         """Executes translated code from a block on; returns where to go on when that is for others to say."""
         code, state = cast(TranslatedCode, self.code), self.state
         enter, sites, budget, number = code.enter, code.sites, state.budget, state.site
-        regime = cast(TranslatingRegime, self.regime)
-        if self._left < block.count:  # more than was asked for, rather than nothing
-            self._goal += block.count - self._left
-            self._left = block.count
+        traps, stale = state.traps, state.stale
+        regime = self.regime
         budget[0] = self._left
         address = block.entry
         while True:
             enter(state.address, address)
             self.exits += 1
             site = sites[number[0]]
-            self._left = budget[0]
-            if site is None or site.kind is Kind.CHAIN:
-                pc = state.target[0] if site is None else site.target
+            kind, self._left = site.kind, budget[0]
+            if site.regime is not regime:  # translated code took a trap, or returned from one
+                regime = self.regime = site.regime
+                self.mode = regime.fetch_mode
+            if stale[0]:
+                cast(TranslatingMmu, self.mmu).forget_pages()
+                stale[0] = 0
+            if traps[0]:  # each came off the budget as if it were an instruction
+                self.traps += traps[0]
+                self._goal -= traps[0]
+                traps[0] = 0
+            if kind is Kind.SYSTEM:
+                self._left += site.block.count - site.index
+                return self._system(site)
+            if kind is Kind.ATTEND:
+                self._left += site.block.count - site.index - 1
+                self.attend()
+                return site.following
+            if kind is Kind.CHAIN or kind is Kind.JUMP:
+                pc = site.target if kind is Kind.CHAIN else state.target[0]
                 flushed = code.flushed
                 following = self._find(pc)
                 if type(following) is not TranslatedBlock:
                     return pc
-                if site is None:
-                    regime.tables.enter_jump(pc, following.entry)
+                if kind is Kind.JUMP:
+                    site.regime.tables.enter_jump(pc, following.entry)
                 elif code.flushed == flushed:
                     code.chain(site, following)
                 address = following.entry
-            elif site.kind is Kind.BUDGET:
+            elif kind is Kind.BUDGET:
                 if self._left > 0:
                     self.attend()
                 return site.pc
             else:
                 self._left += site.block.count  # as at the block's start, like the interpreter's
                 try:
-                    self._slow(site, regime)
+                    self._slow(site)
                 except Trap as trap:
                     self._left -= site.index
                     self.trap(site.pc, trap.cause, trap.tval)
@@ -140,31 +187,66 @@ class TranslatingHart(Hart):
                 budget[0] = self._left - site.block.count
                 address = site.resume
 
-    def _slow(self, site: Site, regime: TranslatingRegime) -> None:
+    def _system(self, site: Site) -> int:
+        """A SYSTEM instruction; everything before it is done and counted. Returns where to go on."""
+        decoded = cast(Decoded, site.decoded)
+        if decoded.name == "ecall":
+            self.trap(site.pc, Cause.ECALL_FROM_U + self.mode)
+            return self.pc
+        if site.operation is None:
+            site.operation = partial(SYSTEM[decoded.name], self, decoded, site.pc)
+        try:
+            pc = site.operation()
+        except Trap as trap:
+            self.trap(site.pc, trap.cause, trap.tval)
+            return self.pc
+        except EndOfRun:
+            self._left -= 1
+            self.pc = site.pc
+            raise
+        self._left -= 1
+        return cast(int, pc)
+
+    def _slow(self, site: Site) -> None:
         """Does what translated code could not. Raises Trap, CodeChanged, EndOfRun."""
-        if site.kind is Kind.CALL:
-            site.operation()  # type: ignore[misc]
-            return
-        address, name = self.state.fault[0], site.name
-        size = _SIZE[name[1]]
-        tables = regime.tables
+        address, name, regime = self.state.fault[0], site.name, site.regime
         if site.kind is Kind.LOAD:
+            size = _SIZE[name[2] if name[0] == "f" else name[1]]
             value = self.mmu.load(regime, address, size)
-            if site.register:
+            if name[0] == "f":
+                self.floating.f[site.register] = value if size == 8 else value | BOXED
+            elif site.register:
                 if len(name) == 2:  # no u: sign-extended
                     sign = 1 << 8 * size - 1
                     value = (value ^ sign) - sign & _M64
                 self.x[site.register] = value
-            delta = regime.read.get(address >> PAGE_SHIFT)
-            if delta is not None:
-                tables.enter(tables.read_at, address, self._ram + delta)
+            self._enter(regime.read, regime.tables.read_at, address, regime)
+        elif site.kind is Kind.STORE:
+            size = _SIZE[name[2] if name[0] == "f" else name[1]]
+            self.mmu.store(regime, address, size, (self.floating.f if name[0] == "f" else self.x)[site.register])
+            self._enter(regime.write, regime.tables.write_at, address, regime)
+        elif site.kind is Kind.CALL:
+            if site.operation is None:
+                site.operation = self.floating.operation(regime, cast(Decoded, site.decoded))
+            site.operation()
         else:
-            self.mmu.store(regime, address, size, self.x[site.register])
-            delta = regime.write.get(address >> PAGE_SHIFT)
-            if delta is not None:
-                tables.enter(tables.write_at, address, self._ram + delta)
+            decoded = cast(Decoded, site.decoded)
+            if site.operation is None:
+                site.operation = self.atomics.operation(regime, decoded)
+            site.operation()
+            if decoded.name[:2] == "lr":
+                self._enter(regime.read, regime.tables.read_at, address, regime)
+            else:
+                self._enter(regime.write, regime.tables.write_at, address, regime)
+
+    def _enter(self, pages: dict[int, int], table_at: int, address: int, regime: TranslatingRegime) -> None:
+        """What the Mmu knows about a page, translated code is to know too."""
+        delta = pages.get(address >> PAGE_SHIFT)
+        if delta is not None:
+            regime.tables.enter(table_at, address, self._ram + delta)
 
     def close(self) -> None:
         """As Hart's; the registers can still be read."""
         self.x = list(self.x)
+        self.floating.close()
         cast(TranslatedCode, self.code).close()
