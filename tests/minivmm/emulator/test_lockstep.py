@@ -44,7 +44,7 @@ def as_another(name: str, only: Callable[[Emitter], bool] = lambda _: True) -> C
 
     def emit(emitter: Emitter, decoded: Decoded) -> None:
         if only(emitter):
-            wrong(emitter, decoded._replace(name=name))
+            wrong(emitter, decoded._replace(name=name, raw=-decoded.raw))  # code may be kept by its bits
         else:
             right[decoded.name](emitter, decoded)
 

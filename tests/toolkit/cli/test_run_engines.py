@@ -18,7 +18,7 @@ WITH_A_MISTAKE = """
 import sys
 from minivmm.emulator.translator.emit import EMIT
 right = EMIT["addiw"]
-EMIT["addiw"] = lambda emitter, decoded: right(emitter, decoded._replace(imm=decoded.imm + 2))
+EMIT["addiw"] = lambda emitter, decoded: right(emitter, decoded._replace(imm=decoded.imm + 2, raw=-decoded.raw))
 from toolkit.cli import __main__
 """
 
