@@ -20,9 +20,9 @@ from minivmm.emulator.physical import PAGE_SHIFT, AddressSpace
 from minivmm.emulator.system import SYSTEM
 from minivmm.emulator.translator import sse, x86
 from minivmm.emulator.translator.buffer import CodeBuffer
-from minivmm.emulator.translator.emit import ENDS
+from minivmm.emulator.translator.emit import EMIT, ENDS
 from minivmm.emulator.translator.emit_atomics import ATOMICS
-from minivmm.emulator.translator.emit_floating import EMIT
+from minivmm.emulator.translator.emit_floating import FLOATING
 from minivmm.emulator.translator.emit_system import is_storage, system
 from minivmm.emulator.translator.emitter import Emitter, Host
 from minivmm.emulator.translator.places import PLACES
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 BLOCK_ROOM = 64 << 10  # bytes: more than the longest block can need
 _M64 = (1 << 64) - 1
 _OFFSET_MASK = PAGE_SIZE - 1
-_EMIT = EMIT | ATOMICS
+_EMIT = EMIT | ATOMICS | FLOATING
 _ROUTINES = ROUTINES | MISSES | PLACES
 
 
@@ -191,7 +191,6 @@ class TranslatedCode(CodeCache):
         def chained(target: int) -> bool:
             return regime.chains_anywhere or target >> PAGE_SHIFT == first >> PAGE_SHIFT
 
-        first_site = len(self.sites)
         emitter = self._emitter(regime, block)
         emitter.pc = first
         emitter.begin(block.count)
@@ -214,9 +213,6 @@ class TranslatedCode(CodeCache):
             site.resume = block.entry + at
             pc, decoded = instructions[site.index]
             site.following = pc + decoded.size & _M64
-        for site in self.sites[first_site:]:
-            if site.kind is Kind.CALL:
-                site.decoded = instructions[site.index][1]
         for at, site in emitter.chains:
             site.place = block.start + at
         self.made += 1

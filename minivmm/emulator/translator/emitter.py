@@ -11,7 +11,6 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, NamedTuple
 
 from minivmm.emulator.decoder import Decoded
-from minivmm.emulator.mmu import FloatingState
 from minivmm.emulator.translator import x86
 from minivmm.emulator.translator.registers import BUDGET_REGISTER, HOST, STATE, slot
 from minivmm.emulator.translator.sites import Kind, Site
@@ -73,8 +72,6 @@ class Emitter:
         """Offset of a displacement, and the site its stub leaves at."""
         self.resumes: list[tuple[int, Site]] = []
         """Offset at which a site goes on."""
-        self.floating: FloatingState = regime.floating
-        """Of the block's regime."""
         self.boxed: set[int] = set()
         """Floating-point registers that hold a boxed single at this place in the block."""
         self.index = 0  # of the instruction in the block
@@ -214,13 +211,6 @@ class Emitter:
         """A jump to a routine of this or another regime."""
         self.to_routines.append((self.jump(opcode), name, regime or self.regime))
 
-    def call(self) -> None:
-        """Python executes the instruction."""
-        number, site = self._site(Kind.CALL, self.index, self.pc)
-        self.put(x86.mov_store_imm32(STATE, SITE - RBP_OFFSET, number))
-        self.to_exit.append(self.jump(x86.JMP))
-        self.resume(site)
-
     def aside(self, opcode: bytes, code: bytes) -> None:
         """A conditional jump to `code`, which is behind the block and comes back to here."""
         at = self.jump(opcode)
@@ -233,10 +223,11 @@ class Emitter:
         place = self.jump(x86.JMP)
         self.code[place : place + 4] = (back - place - 4).to_bytes(4, "little", signed=True)
 
-    def call_aside(self, opcode: bytes) -> Site:
-        """A conditional jump to where Python executes the instruction, which is to be resumed at its end."""
+    def call(self, opcode: bytes, decoded: Decoded) -> Site:
+        """A jump, conditional or not, to where Python executes the instruction; its end is to be the site's resume."""
         at = self.jump(opcode)
         number, site = self._site(Kind.CALL, self.index, self.pc)
+        site.decoded = decoded
         self._exits.append((at, number, b""))
         return site
 

@@ -8,7 +8,7 @@ from functools import partial
 from typing import cast
 
 from minivmm.emulator.atomics import Atomics
-from minivmm.emulator.code import Block, CodeCache
+from minivmm.emulator.code import MAX_BLOCK, Block, CodeCache
 from minivmm.emulator.csr import CsrFile
 from minivmm.emulator.decoder import Decoded
 from minivmm.emulator.floating import BOXED, Floating
@@ -26,6 +26,7 @@ from minivmm.emulator.traps import Cause, CodeChanged, Trap
 from minivmm.outcome import EndOfRun
 
 _M64 = (1 << 64) - 1
+_ECALL = (Cause.ECALL_FROM_U, Cause.ECALL_FROM_S, 0, Cause.ECALL_FROM_M)  # by mode
 _SIZE = {"b": 1, "h": 2, "w": 4, "d": 8}
 
 
@@ -81,8 +82,21 @@ class TranslatingHart(Hart):
         pc = self.pc
         while self._left > 0:
             block = self._find(pc)
-            pc = self._run(block) if type(block) is TranslatedBlock else self._interpret(cast(Block, block))
+            if type(block) is not TranslatedBlock:
+                pc = self._interpret(cast(Block, block))
+            elif self._left >= block.count:
+                pc = self._run(block)
+            else:  # more than was asked for, rather than nothing; what is left is taken back, or it had no end
+                extra = block.count - self._left
+                self._grant(extra)
+                pc = self._run(block)
+                self._grant(-min(extra, max(self._left, 0)))
         self.pc = pc
+
+    def _grant(self, count: int) -> None:
+        """So many more instructions."""
+        self._goal += count
+        self._left += count
 
     def _find(self, pc: int) -> Block | TranslatedBlock:
         block = self.regime.blocks.get(pc)
@@ -117,9 +131,6 @@ class TranslatingHart(Hart):
         enter, sites, budget, number = code.enter, code.sites, state.budget, state.site
         traps, stale = state.traps, state.stale
         regime = self.regime
-        if self._left < block.count:  # more than was asked for, rather than nothing
-            self._goal += block.count - self._left
-            self._left = block.count
         budget[0] = self._left
         address = block.entry
         while True:
@@ -139,7 +150,14 @@ class TranslatingHart(Hart):
                 traps[0] = 0
             if kind is Kind.SYSTEM:
                 self._left += site.block.count - site.index
-                return self._system(site)
+                pc = self._system(site)
+                following = self._find(pc) if self._left >= MAX_BLOCK else None
+                if type(following) is not TranslatedBlock:
+                    return pc
+                regime = self.regime
+                budget[0] = self._left
+                address = following.entry
+                continue
             if kind is Kind.ATTEND:
                 self._left += site.block.count - site.index - 1
                 self.attend()
@@ -181,7 +199,7 @@ class TranslatingHart(Hart):
         """A SYSTEM instruction; everything before it is done and counted. Returns where to go on."""
         decoded = cast(Decoded, site.decoded)
         if decoded.name == "ecall":
-            self.trap(site.pc, Cause.ECALL_FROM_U + self.mode)
+            self.trap(site.pc, _ECALL[self.mode])
             return self.pc
         if site.operation is None:
             site.operation = partial(SYSTEM[decoded.name], self, decoded, site.pc)
@@ -199,17 +217,11 @@ class TranslatingHart(Hart):
 
     def _slow(self, site: Site) -> None:
         """Does what translated code could not. Raises Trap, CodeChanged, EndOfRun."""
-        if site.kind is Kind.CALL:
-            if site.operation is None:
-                site.operation = self.floating.operation(site.regime, cast(Decoded, site.decoded))
-            site.operation()
-            return
         address, name, regime = self.state.fault[0], site.name, site.regime
-        floating = name[:1] == "f"
         if site.kind is Kind.LOAD:
-            size = _SIZE[name[1 + floating]]
+            size = _SIZE[name[2] if name[0] == "f" else name[1]]
             value = self.mmu.load(regime, address, size)
-            if floating:
+            if name[0] == "f":
                 self.floating.f[site.register] = value if size == 8 else value | BOXED
             elif site.register:
                 if len(name) == 2:  # no u: sign-extended
@@ -218,9 +230,13 @@ class TranslatingHart(Hart):
                 self.x[site.register] = value
             self._enter(regime.read, regime.tables.read_at, address, regime)
         elif site.kind is Kind.STORE:
-            value = (self.floating.f if floating else self.x)[site.register]
-            self.mmu.store(regime, address, _SIZE[name[1 + floating]], value)
+            size = _SIZE[name[2] if name[0] == "f" else name[1]]
+            self.mmu.store(regime, address, size, (self.floating.f if name[0] == "f" else self.x)[site.register])
             self._enter(regime.write, regime.tables.write_at, address, regime)
+        elif site.kind is Kind.CALL:
+            if site.operation is None:
+                site.operation = self.floating.operation(regime, cast(Decoded, site.decoded))
+            site.operation()
         else:
             decoded = cast(Decoded, site.decoded)
             if site.operation is None:

@@ -294,6 +294,16 @@ def cqo(wide: bool = True) -> bytes:
     return b"\x48\x99" if wide else b"\x99"
 
 
+def bit_reset(register: int, bit: int, wide: bool = True) -> bytes:
+    """BTR: the bit becomes 0."""
+    return registers(b"\x0f\xba", 6, register, wide) + bytes((bit,))
+
+
+def bit_complement(register: int, bit: int, wide: bool = True) -> bytes:
+    """BTC: the bit becomes the other."""
+    return registers(b"\x0f\xba", 7, register, wide) + bytes((bit,))
+
+
 def cmov(condition: Cond, to: int, source: int, wide: bool = True) -> bytes:
     """Register to register, when the condition holds."""
     return registers(bytes((0x0F, 0x40 | condition)), to, source, wide)
@@ -309,16 +319,6 @@ def compare_bits(register: int, value: int) -> bytes:
 def compare_bits_memory(base: int, disp: int, value: int) -> bytes:
     """TEST memory, immediate of 32 bits."""
     return memory(b"\xf7", 0, base, disp, False) + _le32(value)
-
-
-def bit_reset(register: int, bit: int, wide: bool = True) -> bytes:
-    """BTR: the bit becomes 0."""
-    return registers(b"\x0f\xba", 6, register, wide) + bytes((bit,))
-
-
-def bit_complement(register: int, bit: int, wide: bool = True) -> bytes:
-    """BTC: the bit becomes the other."""
-    return registers(b"\x0f\xba", 7, register, wide) + bytes((bit,))
 
 
 @cache

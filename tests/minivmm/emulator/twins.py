@@ -20,7 +20,7 @@ from minivmm.outcome import EndOfRun
 from tests.minivmm.emulator.bench import SV39, Bench
 
 PAGE = 0x1000
-CODE_SIZE = 4 * PAGE  # from RAM_BASE, at the same addresses for S
+CODE_SIZE = 4 * PAGE  # from RAM_BASE, at the same addresses for S in one of the address spaces
 USER_CODE = 0xC000_0000  # the same pages, for U
 DATA, DATA_PAGES = RAM_BASE + 0x8000, 8
 WINDOW, WINDOW_PAGES = 0x1_0000_0000, 16  # virtual: data pages, with any rights, other ones in each address space
@@ -45,8 +45,8 @@ _CSRS = (
     *(Csr.SSTATUS, Csr.SIE, Csr.SIP, Csr.SSCRATCH, Csr.SEPC, Csr.SCAUSE, Csr.STVAL, Csr.STVEC, Csr.SCOUNTEREN),
     *(Csr.MSTATUS, Csr.MIE, Csr.MIP, Csr.MSCRATCH, Csr.MEPC, Csr.MCAUSE, Csr.MTVAL, Csr.MTVEC, Csr.MIDELEG),
     *(Csr.MEDELEG, Csr.SATP, Csr.CYCLE, Csr.MINSTRET),
-    *4 * (Csr.SSTATUS, Csr.SIE, Csr.SIP),
-    *2 * (Csr.MSTATUS, Csr.SATP, Csr.SSCRATCH, Csr.SEPC),
+    *4 * (Csr.SSTATUS, Csr.SIE, Csr.SIP, Csr.SATP),
+    *2 * (Csr.MSTATUS, Csr.SSCRATCH, Csr.SEPC),
 )
 _VECTORS = (Csr.STVEC, Csr.MTVEC)
 _ADDRESSES = (Csr.SEPC, Csr.MEPC)
@@ -57,7 +57,7 @@ def _access(rng: random.Random) -> int:
     if csr in _VECTORS or csr in _ADDRESSES:
         return encode("csrrw", rd=rng.choice((0, *SCRATCH)), rs1=rng.choice(CODE), csr=csr)
     if csr == Csr.SATP:
-        return encode("csrrw", rd=rng.choice((0, 0, 1)), rs1=rng.choice((*SATP, *SATP, *SATP, 0, 1)), csr=csr)
+        return encode("csrrw", rd=rng.choice((0, 0, 0, 1)), rs1=rng.choice((*SATP, *SATP, *SATP, *SATP, 0, 1)), csr=csr)
     rd = rng.choice((0, *SCRATCH))
     if name.endswith("i"):
         return encode(name, rd=rd, uimm=rng.choice((0, 2, 2, rng.randrange(32))), csr=csr)
@@ -98,7 +98,7 @@ def instructions(rng: random.Random) -> list[int]:
             return [encode(rng.choice(("sfence.vma", "sfence.vma", "wfi", "fence.i")))]
         case 11:
             at, width = rng.choice(POINTERS), rng.choice("wd")
-            between = encode("sb", rs1=at, rs2=scratch) if rng.randrange(2) else encode("addi")
+            between = encode("sb", rs1=at, rs2=rng.choice(SCRATCH)) if rng.randrange(2) else encode("addi")
             return [
                 encode(f"lr.{width}", rd=scratch, rs1=at),
                 between,
@@ -157,7 +157,8 @@ class Twins:
             self._put(middle[LARGE], RAM_BASE >> 12 << PTE_PPN_SHIFT | always | PTE_R | PTE_W)
             self._put(middle[WINDOW] + 8, RAM_BASE + PAGE >> 12 << PTE_PPN_SHIFT | always | PTE_R | PTE_W)
             for offset in range(0, CODE_SIZE, PAGE):
-                entry = RAM_BASE + offset >> 12 << PTE_PPN_SHIFT | always | PTE_R | PTE_X
+                page = (offset + PAGE * ROOTS.index(root)) % CODE_SIZE  # not where it is in the other one
+                entry = RAM_BASE + page >> 12 << PTE_PPN_SHIFT | always | PTE_R | PTE_X
                 self._put(code + (offset >> 9), entry)
                 self._put(user + (offset >> 9), entry | PTE_U)
             for index in range(WINDOW_PAGES):
