@@ -11,16 +11,24 @@ import re
 from minivmm.emulator.compressed import BY_NAME_COMPRESSED
 from minivmm.emulator.csr_table import CSR_NAMES, CSR_NUMBERS
 from minivmm.emulator.decoder import Decoded, IllegalInstruction, decode
-from minivmm.emulator.instructions import BY_NAME, Format, Opcode
+from minivmm.emulator.instructions import BY_NAME, DYNAMIC, RM, Format, Opcode
 
 # Unprivileged ISA, table 25.1.
 _NAMES = "zero ra sp gp tp t0 t1 t2 s0 s1 a0 a1 a2 a3 a4 a5 a6 a7 s2 s3 s4 s5 s6 s7 s8 s9 s10 s11 t3 t4 t5 t6"
 ABI_NAMES = tuple(_NAMES.split())
+_NAMES = "ft0 ft1 ft2 ft3 ft4 ft5 ft6 ft7 fs0 fs1 fa0 fa1 fa2 fa3 fa4 fa5 fa6 fa7 fs2 fs3 fs4 fs5 fs6 fs7 fs8 fs9 "
+FLOATING_NAMES = tuple((_NAMES + "fs10 fs11 ft8 ft9 ft10 ft11").split())
 _REGISTERS = (
-    {name: number for number, name in enumerate(ABI_NAMES)} | {f"x{number}": number for number in range(32)} | {"fp": 8}
+    {name: number for number, name in enumerate(ABI_NAMES)}
+    | {name: number for number, name in enumerate(FLOATING_NAMES)}
+    | {f"x{number}": number for number in range(32)}
+    | {"fp": 8}
 )
 _ORDERINGS = {0b11: ".aqrl", 0b10: ".aq", 0b01: ".rl", 0b00: ""}  # aq, rl
+_ROUNDING = ("rne", "rtz", "rdn", "rup", "rmm", "", "", "dyn")  # 11.2, table 11.1
+_EXACT = ("fcvt.d.s", "fcvt.d.w", "fcvt.d.wu")  # whose rm makes no difference, and is 0 where it is not written
 _REGISTER_OPERANDS = ("rd", "rs1", "rs2")
+_FLOATING_OPERANDS = {"fd": "rd", "fs1": "rs1", "fs2": "rs2", "fs3": "rs3"}
 _WORD = re.compile(r"[a-z][a-z0-9]*")
 
 
@@ -36,6 +44,8 @@ def disassemble(decoded: Decoded, address: int = 0) -> str:
         word = match.group()
         if word in _REGISTER_OPERANDS:
             return ABI_NAMES[values[word]]
+        if word in _FLOATING_OPERANDS:
+            return FLOATING_NAMES[values[_FLOATING_OPERANDS[word]]]
         if word == "target":
             return hex(address + values["imm"] & 0xFFFF_FFFF_FFFF_FFFF)
         if word == "imm" and upper:
@@ -49,7 +59,14 @@ def disassemble(decoded: Decoded, address: int = 0) -> str:
         return hex(values[word]) if shift else str(values[word])
 
     operands = _WORD.sub(text, row.format.syntax)
+    if "rm" in values and values["rm"] != _implied_rounding(row.name):
+        operands += f",{_ROUNDING[values['rm']]}"
     return f"{name} {operands}" if operands else name
+
+
+def _implied_rounding(name: str) -> int:
+    """The rm of an instruction for which none is written."""
+    return 0 if name in _EXACT else DYNAMIC
 
 
 def disassemble_word(word: int, address: int = 0) -> str:
@@ -85,14 +102,24 @@ def assemble(line: str, address: int = 0) -> int:
     row = BY_NAME.get(name) or BY_NAME_COMPRESSED.get(name)
     if row is None:
         raise ValueError(f"no such instruction: {mnemonic}")
-    match = _pattern(row.format).fullmatch(rest.replace(" ", ""))
+    rest, rounding = rest.replace(" ", ""), None
+    if RM in row.format.operands:
+        rounding = _implied_rounding(name)
+        first, _, last = rest.rpartition(",")
+        if last and last in _ROUNDING:
+            rest, rounding = first, _ROUNDING.index(last)
+    match = _pattern(row.format).fullmatch(rest)
     if match is None:
         raise ValueError(f"{name} is written {name} {row.format.syntax}, not {line}")
     operands = {"aq": aq_rl >> 1, "rl": aq_rl & 1} if aq_rl else {}
+    if rounding is not None:
+        operands["rm"] = rounding
     upper = name in ("lui", "auipc", "c.lui")
     for word, value in match.groupdict().items():
         if word in _REGISTER_OPERANDS:
             operands[word] = _REGISTERS[value]
+        elif word in _FLOATING_OPERANDS:
+            operands[_FLOATING_OPERANDS[word]] = _REGISTERS[value]
         elif word == "target":
             operands["imm"] = int(value, 0) - address
         elif word in ("pred", "succ"):

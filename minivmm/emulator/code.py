@@ -10,7 +10,8 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING
 
-from minivmm.emulator.decoder import IllegalInstruction, decode, is_compressed
+from minivmm.emulator.decoder import Decoded, IllegalInstruction, decode, is_compressed
+from minivmm.emulator.instructions import DYNAMIC, FLOATING, RMM
 from minivmm.emulator.physical import PAGE_SHIFT, AddressSpace
 from minivmm.emulator.semantics import ENDS_BLOCK, STATEMENTS, Operation, factory, quotient, remainder
 from minivmm.emulator.system import SYSTEM
@@ -160,7 +161,7 @@ class CodeCache:
         self.made += 1
         while not ended and len(addresses) < limit and offset < page_end:
             try:
-                decoded = decode(self._fetch(regime, pc, offset, page_end))
+                decoded = self.decode(regime, pc, offset, page_end)
             except (Trap, IllegalInstruction) as error:
                 if addresses:
                     break  # what comes first is executed first
@@ -180,6 +181,8 @@ class CodeCache:
                 operation = factory(name)(rd, decoded.rs1, decoded.rs2, imm, pc, following, pc + imm & _M64, *bound)
             elif alone:
                 operation = partial(SYSTEM[name], self._hart, decoded, pc)
+            elif name in FLOATING:
+                operation = self._hart.floating.operation(regime, decoded)
             else:
                 operation = self._hart.atomics.operation(regime, decoded)
             operations.append(operation)
@@ -212,6 +215,13 @@ class CodeCache:
             quotient,
             remainder,
         )
+
+    def decode(self, regime: Regime, pc: int, offset: int, page_end: int) -> Decoded:
+        """The instruction at `pc`. Raises Trap, IllegalInstruction; that also where there is no floating point now."""
+        decoded = decode(self._fetch(regime, pc, offset, page_end))
+        if decoded.name in FLOATING and (not regime.floating or RMM < decoded.rm < DYNAMIC):
+            raise IllegalInstruction(decoded.raw, decoded.size)
+        return decoded
 
     def _fetch(self, regime: Regime, pc: int, offset: int, page_end: int) -> int:
         """The bits at `pc`, the second parcel only where there is one. Raises Trap with that parcel's address."""

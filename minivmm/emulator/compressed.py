@@ -1,5 +1,4 @@
-"""The C extension (Unprivileged ISA, chapter 16) for RV64 without floating point: each row expands to one of the
-base instructions.
+"""The C extension (Unprivileged ISA, chapter 16) for RV64: each row expands to one of the base instructions.
 
 An `expansion` names, for each operand of the base instruction, one of the row's own operands or a fixed number.
 `nonzero` are the operands that are reserved, or mean another instruction, when they are 0.
@@ -78,8 +77,10 @@ def _arithmetic(name: str, match: int, base: str) -> Compressed:
 COMPRESSED: tuple[Compressed, ...] = (
     # quadrant 0
     _row("c.addi4spn", 0x0000, (RD_P, ADDI4SPN), "rd,sp,imm", "addi", nonzero=(ADDI4SPN,), rd="rd", rs1=SP, imm="imm"),
+    _row("c.fld", 0x2000, (RD_P, RS1_P, DOUBLE), "fd,imm(rs1)", "fld", rd="rd", rs1="rs1", imm="imm"),
     _row("c.lw", 0x4000, (RD_P, RS1_P, WORD), "rd,imm(rs1)", "lw", rd="rd", rs1="rs1", imm="imm"),
     _row("c.ld", 0x6000, (RD_P, RS1_P, DOUBLE), "rd,imm(rs1)", "ld", rd="rd", rs1="rs1", imm="imm"),
+    _row("c.fsd", 0xA000, (RS2_P, RS1_P, DOUBLE), "fs2,imm(rs1)", "fsd", rs2="rs2", rs1="rs1", imm="imm"),
     _row("c.sw", 0xC000, (RS2_P, RS1_P, WORD), "rs2,imm(rs1)", "sw", rs2="rs2", rs1="rs1", imm="imm"),
     _row("c.sd", 0xE000, (RS2_P, RS1_P, DOUBLE), "rs2,imm(rs1)", "sd", rs2="rs2", rs1="rs1", imm="imm"),
     # quadrant 1
@@ -103,6 +104,7 @@ COMPRESSED: tuple[Compressed, ...] = (
     _row("c.bnez", 0xE001, (RS1_P, BRANCH), "rs1,target", "bne", rs1="rs1", rs2=X0, imm="imm"),
     # quadrant 2
     _row("c.slli", 0x0002, (RD, SHAMT), "rd,imm", "slli", rd="rd", rs1="rd", shamt="imm"),
+    _row("c.fldsp", 0x2002, (RD, LDSP), "fd,imm(sp)", "fld", rd="rd", rs1=SP, imm="imm"),
     _row("c.lwsp", 0x4002, (RD, LWSP), "rd,imm(sp)", "lw", nonzero=(RD,), rd="rd", rs1=SP, imm="imm"),
     _row("c.ldsp", 0x6002, (RD, LDSP), "rd,imm(sp)", "ld", nonzero=(RD,), rd="rd", rs1=SP, imm="imm"),
     _row("c.jr", 0x8002, (RD,), "rd", "jalr", nonzero=(RD,), rd=X0, rs1="rd", imm=0),
@@ -110,6 +112,7 @@ COMPRESSED: tuple[Compressed, ...] = (
     _row("c.ebreak", 0x9002, (), "", "ebreak"),
     _row("c.jalr", 0x9002, (RD,), "rd", "jalr", nonzero=(RD,), rd=RA, rs1="rd", imm=0),
     _row("c.add", 0x9002, (RD, RS2), "rd,rs2", "add", nonzero=(RS2,), rd="rd", rs1="rd", rs2="rs2"),
+    _row("c.fsdsp", 0xA002, (RS2, SDSP), "fs2,imm(sp)", "fsd", rs2="rs2", rs1=SP, imm="imm"),
     _row("c.swsp", 0xC002, (RS2, SWSP), "rs2,imm(sp)", "sw", rs2="rs2", rs1=SP, imm="imm"),
     _row("c.sdsp", 0xE002, (RS2, SDSP), "rs2,imm(sp)", "sd", rs2="rs2", rs1=SP, imm="imm"),
 )

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
 _S, _M = int(Privilege.S), int(Privilege.M)
 _SSI, _MPP, _TVM = int(Interrupt.SSI), int(Status.MPP), int(Status.TVM)
+_FS, _SD = int(Status.FS), int(Status.SD)
 
 
 class CsrFile:
@@ -68,6 +69,7 @@ class CsrFile:
             number not in self._read
             or mode < lowest_privilege(number)
             or (writes and is_read_only(number))
+            or (number <= Csr.FCSR and not self.mstatus & _FS)  # 3.1.6.6
             or (number == Csr.SATP and mode == _S and self.mstatus & _TVM)  # 3.1.6.5
             or (number >> 5 == Csr.CYCLE >> 5 and not self._counter_enabled(number & 31, mode))
         )
@@ -93,10 +95,11 @@ class CsrFile:
 
     # --- status ------------------------------------------------------------------------------------------------------
     def write_mstatus(self, value: int) -> None:
-        """MPP holds a mode that exists (3.1.6.1)."""
+        """MPP holds a mode that exists (3.1.6.1); FS is Off or Dirty, for nobody looks who writes there (3.1.6.6)."""
         if (value & _MPP) >> MPP_SHIFT == 2:
             value = value & ~_MPP | self.mstatus & _MPP
-        self.mstatus = value & _MSTATUS.writable | _MSTATUS.reset
+        value = value & _MSTATUS.writable | _MSTATUS.reset
+        self.mstatus = value | _FS | _SD if value & _FS else value
         self._hart.rules_changed()
 
     def read_sstatus(self) -> int:
@@ -106,6 +109,33 @@ class CsrFile:
     def write_sstatus(self, value: int) -> None:
         """As write_mstatus, of what S-mode sees."""
         self.write_mstatus(self.mstatus & ~SSTATUS_WRITABLE | value & SSTATUS_WRITABLE)
+
+    # --- floating point (Unprivileged ISA, 11.2) ---------------------------------------------------------------------
+    def read_fflags(self) -> int:
+        """NV, DZ, OF, UF, NX."""
+        return self._hart.floating.flags
+
+    def write_fflags(self, value: int) -> None:
+        """Other bits are ignored."""
+        self._hart.floating.flags = value & 0x1F
+
+    def read_frm(self) -> int:
+        """The dynamic rounding mode."""
+        return self._hart.floating.rounding
+
+    def write_frm(self, value: int) -> None:
+        """It may be one that there is not: who rounds by it is illegal then."""
+        self._hart.floating.rounding = value & 7
+        self._hart.rules_changed()
+
+    def read_fcsr(self) -> int:
+        """frm, fflags."""
+        return self.read_frm() << 5 | self.read_fflags()
+
+    def write_fcsr(self, value: int) -> None:
+        """frm, fflags."""
+        self.write_fflags(value)
+        self.write_frm(value >> 5)
 
     # --- interrupts --------------------------------------------------------------------------------------------------
     def read_mip(self) -> int:

@@ -17,6 +17,7 @@ READ_ONLY = 0
 class Csr(IntEnum):
     """CSR numbers."""
 
+    FFLAGS, FRM, FCSR = 0x001, 0x002, 0x003
     CYCLE, TIME, INSTRET = 0xC00, 0xC01, 0xC02
     SSTATUS, SIE, STVEC, SCOUNTEREN, SENVCFG = 0x100, 0x104, 0x105, 0x106, 0x10A
     SSCRATCH, SEPC, SCAUSE, STVAL, SIP, SATP = 0x140, 0x141, 0x142, 0x143, 0x144, 0x180
@@ -28,7 +29,7 @@ class Csr(IntEnum):
 
 
 class Status(IntFlag):
-    """mstatus (3.1.6, figure 3.7). No floating-point or vector state: FS, VS, XS and SD are 0."""
+    """mstatus (3.1.6, figure 3.7). No vector state and no extensions' own: VS and XS are 0."""
 
     SIE = 1 << 1
     MIE = 1 << 3
@@ -36,6 +37,7 @@ class Status(IntFlag):
     MPIE = 1 << 7
     SPP = 1 << 8
     MPP = 3 << 11
+    FS = 3 << 13
     MPRV = 1 << 17
     SUM = 1 << 18
     MXR = 1 << 19
@@ -44,18 +46,19 @@ class Status(IntFlag):
     TSR = 1 << 22
     UXL = 3 << 32
     SXL = 3 << 34
+    SD = 1 << 63
 
 
 MPP_SHIFT = 11
 UXL_64, SXL_64 = 2 << 32, 2 << 34
 # Plain numbers: an IntFlag costs a microsecond a test.
-SSTATUS_WRITABLE = int(Status.SIE | Status.SPIE | Status.SPP | Status.SUM | Status.MXR)
+SSTATUS_WRITABLE = int(Status.SIE | Status.SPIE | Status.SPP | Status.FS | Status.SUM | Status.MXR)
 MSTATUS_WRITABLE = SSTATUS_WRITABLE | int(
     Status.MIE | Status.MPIE | Status.MPP | Status.MPRV | Status.TVM | Status.TW | Status.TSR
 )
-SSTATUS_VISIBLE = SSTATUS_WRITABLE | int(Status.UXL)
+SSTATUS_VISIBLE = SSTATUS_WRITABLE | int(Status.UXL | Status.SD)
 
-MISA = 2 << 62 | sum(1 << ord(letter) - ord("A") for letter in "ACIMSU")  # 3.1.1: MXL = 64 bits, and the extensions
+MISA = 2 << 62 | sum(1 << ord(letter) - ord("A") for letter in "ACDFIMSU")  # 3.1.1: MXL = 64 bits, and the extensions
 
 
 class Interrupt(IntFlag):
@@ -91,6 +94,9 @@ class CsrRow(NamedTuple):
 
 
 CSR_TABLE: tuple[CsrRow, ...] = (
+    CsrRow(Csr.FFLAGS, "fflags"),
+    CsrRow(Csr.FRM, "frm"),
+    CsrRow(Csr.FCSR, "fcsr"),
     CsrRow(Csr.CYCLE, "cycle"),
     CsrRow(Csr.TIME, "time"),
     CsrRow(Csr.INSTRET, "instret"),

@@ -22,6 +22,8 @@ class Decoded(NamedTuple):
     rs2: int
     imm: int
     csr: int
+    rs3: int
+    rm: int
     size: int  # bytes: 2 or 4
     raw: int  # the bits as fetched, `size` bytes of them
     compressed: Compressed | None
@@ -89,6 +91,8 @@ def _decoded(
         get("rs2", 0),
         immediate,
         get("csr", 0),
+        get("rs3", 0),
+        get("rm", 0),
         size,
         raw,
         compressed,

@@ -14,7 +14,9 @@ from minivmm.emulator.atomics import Atomics
 from minivmm.emulator.code import Block, CodeCache
 from minivmm.emulator.csr import CsrFile
 from minivmm.emulator.csr_table import MPP_SHIFT, Interrupt, Status
-from minivmm.emulator.mmu import Mmu
+from minivmm.emulator.floating import Floating
+from minivmm.emulator.instructions import RMM
+from minivmm.emulator.mmu import FloatingState, Mmu
 from minivmm.emulator.physical import RAM_BASE, AddressSpace
 from minivmm.emulator.semantics import Operation
 from minivmm.emulator.traps import INTERRUPT, Cause, CodeChanged, Privilege, Trap
@@ -22,12 +24,13 @@ from minivmm.outcome import EndOfRun, Outcome
 
 _U, _S, _M = int(Privilege.U), int(Privilege.S), int(Privilege.M)
 _MIE, _SIE, _MPIE, _SPIE = int(Status.MIE), int(Status.SIE), int(Status.MPIE), int(Status.SPIE)
-_MPP, _SPP, _MPRV, _SUM, _MXR = (
+_MPP, _SPP, _MPRV, _SUM, _MXR, _FS = (
     int(Status.MPP),
     int(Status.SPP),
     int(Status.MPRV),
     int(Status.SUM),
     int(Status.MXR),
+    int(Status.FS),
 )
 # 3.1.9: the order in which simultaneous interrupts are taken.
 _PRIORITY = tuple(
@@ -60,6 +63,7 @@ class Hart:
         self.csrs = self._make_csrs()
         self.code = self.mmu.code = self._make_code()
         self.atomics = self._make_atomics()
+        self.floating = self._make_floating()
         self.rules_changed()
 
     def _make_mmu(self) -> Mmu:
@@ -73,6 +77,9 @@ class Hart:
 
     def _make_atomics(self) -> Atomics:
         return Atomics(self)
+
+    def _make_floating(self) -> Floating:
+        return Floating(self)
 
     @property
     def figures(self) -> dict[str, int]:
@@ -94,12 +101,15 @@ class Hart:
         self._left = 0
 
     def rules_changed(self) -> None:
-        """mstatus or the mode changed: which tables translate, and which interrupts are enabled."""
+        """mstatus, frm or the mode changed: which tables translate, and which interrupts are enabled."""
         status = self.csrs.mstatus
         data_mode = self.mode
         if status & _MPRV and self.mode == _M:
             data_mode = (status & _MPP) >> MPP_SHIFT
-        self.regime = self.mmu.regime(self.mode, data_mode, bool(status & _SUM), bool(status & _MXR))
+        floating = FloatingState.OFF
+        if status & _FS:
+            floating = FloatingState.ON if self.floating.rounding < RMM else FloatingState.UNUSUAL
+        self.regime = self.mmu.regime(self.mode, data_mode, bool(status & _SUM), bool(status & _MXR), floating)
         self.attend()
 
     def enter(self, mode: int) -> None:

@@ -1,4 +1,4 @@
-"""RV64IMA, Zicsr, Zifencei and the privileged instructions, as one table: encoding, operands, assembler syntax.
+"""RV64IMAFD, Zicsr, Zifencei and the privileged instructions, as one table: encoding, operands, assembler syntax.
 
 Names of fields, formats and opcodes are the manuals': Unprivileged ISA 20191213 (chapter 24 lists the encodings) and
 Privileged Architecture 1.12. The compressed instructions are in compressed.py and expand to rows of this table. Who
@@ -7,6 +7,7 @@ uses it: the decoder, the assembler and disassembler, the interpreter, the trans
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from enum import IntEnum
 from typing import NamedTuple
@@ -31,10 +32,16 @@ SUCC = field("succ", (20, 4, 0))
 FM = field("fm", (28, 4, 0))
 AQ = field("aq", (26, 1, 0))  # 8.1
 RL = field("rl", (25, 1, 0))
+RS3 = field("rs3", (27, 5, 0))  # 11.6: the R4 format
+RM = field("rm", (12, 3, 0))  # 11.2: the rounding mode
+RNE, RTZ, RDN, RUP, RMM, DYNAMIC = 0, 1, 2, 3, 4, 7  # table 11.1
 
 
 class Format(NamedTuple):
-    """An instruction format: its operands, and how they are written (an operand's name stands for its value)."""
+    """An instruction format: its operands, and how they are written (an operand's name stands for its value).
+
+    fd, fs1, fs2 and fs3 stand for rd, rs1, rs2 and rs3 as floating-point registers.
+    """
 
     name: str
     operands: tuple[Field, ...]
@@ -58,21 +65,40 @@ J = Format("J", (RD, IMM_J), "rd,target")
 R_AMO = Format("R", (RD, RS1, RS2, AQ, RL), "rd,rs2,(rs1)")
 R_LR = Format("R", (RD, RS1, AQ, RL), "rd,(rs1)")
 R_SFENCE = Format("R", (RS1, RS2), "rs1,rs2")
+# Floating point (chapters 11 and 12). rm is written behind the others, unless it is the assembler's own choice.
+I_FLOAD = Format("I", (RD, RS1, IMM_I), "fd,imm(rs1)")
+S_FSTORE = Format("S", (RS1, RS2, IMM_S), "fs2,imm(rs1)")
+R4_F = Format("R4", (RD, RS1, RS2, RS3, RM), "fd,fs1,fs2,fs3")
+R_F = Format("R", (RD, RS1, RS2, RM), "fd,fs1,fs2")
+R_F_ONE = Format("R", (RD, RS1, RM), "fd,fs1")
+R_F_PLAIN = Format("R", (RD, RS1, RS2), "fd,fs1,fs2")
+R_F_COMPARE = Format("R", (RD, RS1, RS2), "rd,fs1,fs2")
+R_F_TO_X = Format("R", (RD, RS1, RM), "rd,fs1")
+R_X_TO_F = Format("R", (RD, RS1, RM), "fd,rs1")
+R_F_BITS = Format("R", (RD, RS1), "rd,fs1")  # also fclass
+R_BITS_F = Format("R", (RD, RS1), "fd,rs1")
 
 
 class Opcode(IntEnum):
     """inst[6:0] of the major opcodes (table 24.1)."""
 
     LOAD = 0b0000011
+    LOAD_FP = 0b0000111
     MISC_MEM = 0b0001111
     OP_IMM = 0b0010011
     AUIPC = 0b0010111
     OP_IMM_32 = 0b0011011
     STORE = 0b0100011
+    STORE_FP = 0b0100111
     AMO = 0b0101111
     OP = 0b0110011
     LUI = 0b0110111
     OP_32 = 0b0111011
+    MADD = 0b1000011
+    MSUB = 0b1000111
+    NMSUB = 0b1001011
+    NMADD = 0b1001111
+    OP_FP = 0b1010011
     BRANCH = 0b1100011
     JALR = 0b1100111
     JAL = 0b1101111
@@ -88,12 +114,13 @@ class Instruction(NamedTuple):
     mask: int
 
 
-FUNCT3, FUNCT6, FUNCT7, FUNCT5, FUNCT12 = (
+FUNCT3, FUNCT6, FUNCT7, FUNCT5, FUNCT12, FMT = (
     field("funct3", (12, 3, 0)),
     field("funct6", (26, 6, 0)),
     field("funct7", (25, 7, 0)),
     field("funct5", (27, 5, 0)),
     field("funct12", (20, 12, 0)),
+    field("fmt", (25, 2, 0)),  # 11.6, table 11.2
 )
 _OPCODE_MASK = 0x7F
 
@@ -126,6 +153,26 @@ def _atomic(funct5: int, name: str, layout: Format = R_AMO) -> Iterator[Instruct
     """The word and the doubleword form of an atomic."""
     for funct3, suffix in ((0b010, ".w"), (0b011, ".d")):
         yield _row(name + suffix, layout, Opcode.AMO, (FUNCT3, funct3), (FUNCT5, funct5))
+
+
+FMTS = {"s": 0b00, "d": 0b01}
+
+
+def _float(funct5: int, name: str, layout: Format, *fixed: tuple[Field, int]) -> Iterator[Instruction]:
+    """The single and the double form of an instruction of OP-FP; `{}` in its name is the letter."""
+    for letter, fmt in FMTS.items():
+        yield _row(name.format(letter), layout, Opcode.OP_FP, (FUNCT5, funct5), (FMT, fmt), *fixed)
+
+
+def _fused(opcode: Opcode, name: str) -> Iterator[Instruction]:
+    for letter, fmt in FMTS.items():
+        yield _row(f"{name}.{letter}", R4_F, opcode, (FMT, fmt))
+
+
+def _to_integer(funct5: int, name: str, layout: Format) -> Iterator[Instruction]:
+    """Conversions to and from the four kinds of integer, which rs2 tells (11.7, 12.5)."""
+    for rs2, kind in enumerate(("w", "wu", "l", "lu")):
+        yield from _float(funct5, name.replace("INT", kind), layout, (RS2, rs2))
 
 
 def _system(funct12: int, name: str) -> Instruction:
@@ -176,6 +223,37 @@ INSTRUCTIONS: tuple[Instruction, ...] = (
     *_atomic(0b10100, "amomax"),
     *_atomic(0b11000, "amominu"),
     *_atomic(0b11100, "amomaxu"),
+    # F and D (chapters 11 and 12)
+    _row("flw", I_FLOAD, Opcode.LOAD_FP, (FUNCT3, 0b010)),
+    _row("fld", I_FLOAD, Opcode.LOAD_FP, (FUNCT3, 0b011)),
+    _row("fsw", S_FSTORE, Opcode.STORE_FP, (FUNCT3, 0b010)),
+    _row("fsd", S_FSTORE, Opcode.STORE_FP, (FUNCT3, 0b011)),
+    *_fused(Opcode.MADD, "fmadd"),
+    *_fused(Opcode.MSUB, "fmsub"),
+    *_fused(Opcode.NMSUB, "fnmsub"),
+    *_fused(Opcode.NMADD, "fnmadd"),
+    *_float(0b00000, "fadd.{}", R_F),
+    *_float(0b00001, "fsub.{}", R_F),
+    *_float(0b00010, "fmul.{}", R_F),
+    *_float(0b00011, "fdiv.{}", R_F),
+    *_float(0b01011, "fsqrt.{}", R_F_ONE, (RS2, 0)),
+    *_float(0b00100, "fsgnj.{}", R_F_PLAIN, (FUNCT3, 0b000)),
+    *_float(0b00100, "fsgnjn.{}", R_F_PLAIN, (FUNCT3, 0b001)),
+    *_float(0b00100, "fsgnjx.{}", R_F_PLAIN, (FUNCT3, 0b010)),
+    *_float(0b00101, "fmin.{}", R_F_PLAIN, (FUNCT3, 0b000)),
+    *_float(0b00101, "fmax.{}", R_F_PLAIN, (FUNCT3, 0b001)),
+    _row("fcvt.s.d", R_F_ONE, Opcode.OP_FP, (FUNCT5, 0b01000), (FMT, 0b00), (RS2, 1)),
+    _row("fcvt.d.s", R_F_ONE, Opcode.OP_FP, (FUNCT5, 0b01000), (FMT, 0b01), (RS2, 0)),
+    *_float(0b10100, "fle.{}", R_F_COMPARE, (FUNCT3, 0b000)),
+    *_float(0b10100, "flt.{}", R_F_COMPARE, (FUNCT3, 0b001)),
+    *_float(0b10100, "feq.{}", R_F_COMPARE, (FUNCT3, 0b010)),
+    *_to_integer(0b11000, "fcvt.INT.{}", R_F_TO_X),
+    *_to_integer(0b11010, "fcvt.{}.INT", R_X_TO_F),
+    _row("fmv.x.w", R_F_BITS, Opcode.OP_FP, (FUNCT5, 0b11100), (FMT, 0b00), (RS2, 0), (FUNCT3, 0)),
+    _row("fmv.x.d", R_F_BITS, Opcode.OP_FP, (FUNCT5, 0b11100), (FMT, 0b01), (RS2, 0), (FUNCT3, 0)),
+    *_float(0b11100, "fclass.{}", R_F_BITS, (RS2, 0), (FUNCT3, 1)),
+    _row("fmv.w.x", R_BITS_F, Opcode.OP_FP, (FUNCT5, 0b11110), (FMT, 0b00), (RS2, 0), (FUNCT3, 0)),
+    _row("fmv.d.x", R_BITS_F, Opcode.OP_FP, (FUNCT5, 0b11110), (FMT, 0b01), (RS2, 0), (FUNCT3, 0)),
     # Privileged 1.12, chapter 5 (figure 5.1)
     _system(0b0001000_00010, "sret"),
     _system(0b0011000_00010, "mret"),
@@ -184,3 +262,6 @@ INSTRUCTIONS: tuple[Instruction, ...] = (
 )
 
 BY_NAME = {instruction.name: instruction for instruction in INSTRUCTIONS}
+
+FLOATING = frozenset(row.name for row in INSTRUCTIONS if re.search("f[ds]", row.format.syntax))
+"""Instructions that use a floating-point register."""

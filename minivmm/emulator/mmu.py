@@ -12,6 +12,7 @@ Misaligned loads and stores are done, in two parts where they cross a page; atom
 
 from __future__ import annotations
 
+from enum import IntEnum
 from typing import TYPE_CHECKING
 
 from minivmm.emulator.csr_table import SATP_BARE, SATP_MODE_SHIFT, SATP_PPN
@@ -36,19 +37,31 @@ _FETCH, _LOAD, _STORE = int(Access.FETCH), int(Access.LOAD), int(Access.STORE)
 _NEEDED = (PTE_X, PTE_R, PTE_W)  # by Access
 
 
+class FloatingState(IntEnum):
+    """What floating-point instructions do."""
+
+    OFF = 0  # mstatus.FS: they are illegal
+    ON = 1
+    UNUSUAL = 2  # frm is a rounding mode that the host does not have, or nobody
+
+
 class Regime:
-    """The rules translation follows: who fetches, who loads and stores, SUM and MXR; and what is known under them.
+    """The rules code runs under: who fetches, who loads and stores, SUM and MXR, floating point; and what is known.
 
     Decoded blocks are bound to their regime's tables, so that a change of mode is a change of regime and costs nothing.
     """
 
-    __slots__ = ("blocks", "data_mode", "fetch_mode", "mxr", "read", "read_device", "sum", "write", "write_device")
+    __slots__ = (
+        *("blocks", "data_mode", "fetch_mode", "floating", "mxr", "sum"),
+        *("read", "read_device", "write", "write_device"),
+    )
 
-    def __init__(self, fetch_mode: int, data_mode: int, sum_: bool, mxr: bool) -> None:
+    def __init__(self, fetch_mode: int, data_mode: int, sum_: bool, mxr: bool, floating: FloatingState) -> None:
         self.fetch_mode = fetch_mode
         self.data_mode = data_mode  # another than fetch_mode with mstatus.MPRV (3.1.6.3)
         self.sum = sum_
         self.mxr = mxr
+        self.floating = floating
         self.blocks: dict[int, object] = {}  # by virtual address: code.Block
         self.read: dict[int, int] = {}  # virtual page -> offset in RAM minus virtual address
         self.write: dict[int, int] = {}
@@ -64,11 +77,11 @@ class Mmu:
         self.satp = 0
         self.walks = 0
         self.code: CodeCache
-        self._regimes: dict[tuple[int, int, bool, bool], Regime] = {}
+        self._regimes: dict[tuple[int, int, bool, bool, FloatingState], Regime] = {}
 
-    def regime(self, fetch_mode: int, data_mode: int, sum_: bool, mxr: bool) -> Regime:
+    def regime(self, fetch_mode: int, data_mode: int, sum_: bool, mxr: bool, floating: FloatingState) -> Regime:
         """The one Regime of these rules."""
-        key = (fetch_mode, data_mode, sum_, mxr)
+        key = (fetch_mode, data_mode, sum_, mxr, floating)
         found = self._regimes.get(key)
         if found is None:
             found = self._regimes[key] = Regime(*key)

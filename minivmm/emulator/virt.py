@@ -10,7 +10,7 @@ UART, UART_SIZE, UART_IRQ = 0x1000_0000, 0x1000, 10
 UART_CLOCK = 3_686_400  # Hz
 VIRTIO, VIRTIO_SIZE, VIRTIO_SLOTS, VIRTIO_IRQ = 0x1000_1000, 0x1000, 8, 1  # slot i: base + i * size, source 1 + i
 
-ISA = "rv64imac_zicsr_zifencei"
+ISA = "rv64imafdc_zicsr_zifencei"
 CPU_INTC, PLIC_HANDLE, TEST_HANDLE = 1, 2, 3  # phandles
 _S_EXTERNAL, _M_EXTERNAL, _M_SOFTWARE, _M_TIMER = 9, 11, 3, 7  # interrupt numbers of the hart
 

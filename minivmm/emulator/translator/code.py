@@ -15,19 +15,20 @@ import ctypes
 from typing import TYPE_CHECKING
 
 from minivmm.emulator.code import MAX_BLOCK, Block, CodeCache, CodePage
-from minivmm.emulator.decoder import Decoded, IllegalInstruction, decode
+from minivmm.emulator.decoder import Decoded, IllegalInstruction
 from minivmm.emulator.physical import PAGE_SHIFT, AddressSpace
 from minivmm.emulator.system import SYSTEM
-from minivmm.emulator.translator import x86
+from minivmm.emulator.translator import sse, x86
 from minivmm.emulator.translator.buffer import CodeBuffer
-from minivmm.emulator.translator.emit import EMIT, ENDS
+from minivmm.emulator.translator.emit import ENDS
 from minivmm.emulator.translator.emit_atomics import ATOMICS
+from minivmm.emulator.translator.emit_floating import EMIT
 from minivmm.emulator.translator.emit_system import is_storage, system
 from minivmm.emulator.translator.emitter import Emitter, Host
 from minivmm.emulator.translator.registers import BUDGET_REGISTER, HOST, SAVED, STATE, slot
 from minivmm.emulator.translator.routines import ROUTINES
 from minivmm.emulator.translator.sites import Kind, Site
-from minivmm.emulator.translator.state import BUDGET, RBP_OFFSET
+from minivmm.emulator.translator.state import BUDGET, HOST_MXCSR, MXCSR, RBP_OFFSET
 from minivmm.emulator.translator.walk import MISSES
 from minivmm.emulator.translator.x86 import Reg
 from minivmm.emulator.traps import Trap
@@ -105,9 +106,11 @@ class TranslatedCode(CodeCache):
         enter += [x86.alu_imm(x86.Alu.SUB, Reg.RSP, 8)]  # a multiple of 16, for nobody but the rule
         enter += [x86.lea(STATE, Reg.RDI, RBP_OFFSET), x86.mov(Reg.RAX, Reg.RSI)]
         enter += [x86.mov_load(host, STATE, slot(guest)) for guest, host in HOST.items()]
+        enter += [sse.store_control(STATE, HOST_MXCSR - RBP_OFFSET), sse.load_control(STATE, MXCSR - RBP_OFFSET)]
         enter += [x86.mov_load(BUDGET_REGISTER, STATE, BUDGET - RBP_OFFSET), x86.jmp_register(Reg.RAX)]
         leave = [x86.mov_store(STATE, slot(guest), host) for guest, host in HOST.items()]
         leave += [x86.mov_store(STATE, BUDGET - RBP_OFFSET, BUDGET_REGISTER)]
+        leave += [sse.store_control(STATE, MXCSR - RBP_OFFSET), sse.load_control(STATE, HOST_MXCSR - RBP_OFFSET)]
         leave += [x86.alu_imm(x86.Alu.ADD, Reg.RSP, 8)]
         leave += [x86.pop(register) for register in reversed(SAVED)]
         leave += [x86.RET]
@@ -164,7 +167,7 @@ class TranslatedCode(CodeCache):
         page_end = (offset | _OFFSET_MASK) + 1
         while len(found) < MAX_BLOCK and offset < page_end:
             try:
-                decoded = decode(self._fetch(regime, pc, offset, page_end))
+                decoded = self.decode(regime, pc, offset, page_end)
             except (Trap, IllegalInstruction):
                 break
             if offset + decoded.size > page_end:
@@ -194,8 +197,10 @@ class TranslatedCode(CodeCache):
                 ending(emitter, decoded, chained)
             elif decoded.name in SYSTEM:
                 system(emitter, decoded, chained)
+            elif (emit := _EMIT.get(decoded.name)) is not None:
+                emit(emitter, decoded)
             else:
-                _EMIT[decoded.name](emitter, decoded)
+                emitter.call()
         if final.name not in ENDS and (final.name not in SYSTEM or is_storage(final, regime.fetch_mode)):
             emitter.go(x86.JMP, end, chained(end))
         emitter.finish()
@@ -206,6 +211,7 @@ class TranslatedCode(CodeCache):
             site.resume = block.entry + at
             pc, decoded = instructions[site.index]
             site.following = pc + decoded.size & _M64
+            site.decoded = decoded
         for at, site in emitter.chains:
             site.place = block.start + at
         self.made += 1

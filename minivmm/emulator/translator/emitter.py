@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
 
 from minivmm.emulator.decoder import Decoded
+from minivmm.emulator.mmu import FloatingState
 from minivmm.emulator.translator import x86
 from minivmm.emulator.translator.registers import BUDGET_REGISTER, HOST, STATE, slot
 from minivmm.emulator.translator.sites import Kind, Site
@@ -61,6 +62,10 @@ class Emitter:
         """Offset of a displacement, and the site its stub leaves at."""
         self.resumes: list[tuple[int, Site]] = []
         """Offset at which a site goes on."""
+        self.floating: FloatingState = regime.floating
+        """Of the block's regime."""
+        self.boxed: set[int] = set()
+        """Floating-point registers that hold a boxed single at this place in the block."""
         self.index = 0  # of the instruction in the block
         self.pc = 0  # its address
         self.count = 0  # instructions of the block
@@ -209,6 +214,33 @@ class Emitter:
     def to_routine(self, name: str, regime: TranslatingRegime | None = None, opcode: bytes = x86.JMP) -> None:
         """A jump to a routine of this or another regime."""
         self.to_routines.append((self.jump(opcode), name, regime or self.regime))
+
+    def call(self) -> Site:
+        """Python executes the instruction."""
+        number, site = self._site(Kind.CALL, self.index, self.pc)
+        self.put(x86.mov_store_imm32(STATE, SITE - RBP_OFFSET, number))
+        self.to_exit.append(self.jump(x86.JMP))
+        self.resume(site)
+        return site
+
+    def aside(self, opcode: bytes, code: bytes) -> None:
+        """A conditional jump to `code`, which is behind the block and comes back to here."""
+        at = self.jump(opcode)
+        back = len(self.code)
+        self._stubs.append(lambda: self._detour(at, code, back))
+
+    def _detour(self, at: int, code: bytes, back: int) -> None:
+        self.land(at)
+        self.put(code)
+        place = self.jump(x86.JMP)
+        self.code[place : place + 4] = (back - place - 4).to_bytes(4, "little", signed=True)
+
+    def call_aside(self, opcode: bytes) -> Site:
+        """A conditional jump to where Python executes the instruction, which is to be resumed at its end."""
+        at = self.jump(opcode)
+        number, site = self._site(Kind.CALL, self.index, self.pc)
+        self._stubs.append(lambda: self._leave(at, number))
+        return site
 
     def go(self, opcode: bytes, target: int, chained: bool) -> None:
         """A jump to a guest address: straight to its block once that is known, or through the jump cache."""

@@ -11,12 +11,15 @@ from minivmm.emulator.atomics import Atomics
 from minivmm.emulator.code import Block, CodeCache
 from minivmm.emulator.csr import CsrFile
 from minivmm.emulator.decoder import Decoded
+from minivmm.emulator.floating import BOXED, Floating
 from minivmm.emulator.hart import Hart
+from minivmm.emulator.instructions import FLOATING
 from minivmm.emulator.mmu import Mmu
 from minivmm.emulator.physical import PAGE_SHIFT, AddressSpace
 from minivmm.emulator.system import SYSTEM
 from minivmm.emulator.translator.code import TranslatedBlock, TranslatedCode
 from minivmm.emulator.translator.csrs import SharedAtomics, SharedCsrs
+from minivmm.emulator.translator.floating import TranslatingFloating
 from minivmm.emulator.translator.mmu import TranslatingMmu, TranslatingRegime
 from minivmm.emulator.translator.sites import Kind, Site
 from minivmm.emulator.translator.state import State
@@ -54,6 +57,9 @@ class TranslatingHart(Hart):
 
     def _make_atomics(self) -> Atomics:
         return SharedAtomics(self)
+
+    def _make_floating(self) -> Floating:
+        return TranslatingFloating(self, self.state)
 
     def _make_code(self) -> CodeCache:
         return TranslatedCode(self, self.space, self.buffer_size)
@@ -205,27 +211,36 @@ class TranslatingHart(Hart):
     def _slow(self, site: Site) -> None:
         """Does what translated code could not. Raises Trap, CodeChanged, EndOfRun."""
         address, name, regime = self.state.fault[0], site.name, site.regime
+        if site.kind is Kind.CALL or site.kind is Kind.ATOMIC:
+            self._execute_interpreted(site)
+            return
+        floating = name[0] == "f"
+        size = _SIZE[name[2 if floating else 1]]
         if site.kind is Kind.LOAD:
-            size = _SIZE[name[1]]
             value = self.mmu.load(regime, address, size)
-            if site.register:
+            if floating:
+                self.floating.f[site.register] = value if size == 8 else value | BOXED
+            elif site.register:
                 if len(name) == 2:  # no u: sign-extended
                     sign = 1 << 8 * size - 1
                     value = (value ^ sign) - sign & _M64
                 self.x[site.register] = value
             self._enter(regime.read, regime.tables.read_at, address, regime)
-        elif site.kind is Kind.STORE:
-            self.mmu.store(regime, address, _SIZE[name[1]], self.x[site.register])
-            self._enter(regime.write, regime.tables.write_at, address, regime)
         else:
-            decoded = cast(Decoded, site.decoded)
-            if site.operation is None:
-                site.operation = self.atomics.operation(regime, decoded)
-            site.operation()
-            if decoded.name[:2] == "lr":
-                self._enter(regime.read, regime.tables.read_at, address, regime)
-            else:
-                self._enter(regime.write, regime.tables.write_at, address, regime)
+            self.mmu.store(regime, address, size, (self.floating.f if floating else self.x)[site.register])
+            self._enter(regime.write, regime.tables.write_at, address, regime)
+
+    def _execute_interpreted(self, site: Site) -> None:
+        """What the interpreter does for the instruction. Raises Trap, CodeChanged, EndOfRun."""
+        decoded, regime = cast(Decoded, site.decoded), site.regime
+        if site.operation is None:
+            unit = self.floating if decoded.name in FLOATING else self.atomics
+            site.operation = unit.operation(regime, decoded)
+        site.operation()
+        if site.kind is Kind.ATOMIC:
+            loads = decoded.name[:2] == "lr"
+            pages, table_at = (regime.read, regime.tables.read_at) if loads else (regime.write, regime.tables.write_at)
+            self._enter(pages, table_at, self.state.fault[0], regime)
 
     def _enter(self, pages: dict[int, int], table_at: int, address: int, regime: TranslatingRegime) -> None:
         """What the Mmu knows about a page, translated code is to know too."""
@@ -236,4 +251,5 @@ class TranslatingHart(Hart):
     def close(self) -> None:
         """As Hart's; the registers can still be read."""
         self.x = list(self.x)
+        self.floating.close()
         cast(TranslatedCode, self.code).close()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from minivmm.emulator.mmu import OFFSET_MASK, Mmu, Regime
+from minivmm.emulator.mmu import OFFSET_MASK, FloatingState, Mmu, Regime
 from minivmm.emulator.physical import AddressSpace
 from minivmm.emulator.translator.state import SATP, WALKS, State, Tables
 from minivmm.emulator.traps import Access, Privilege
@@ -14,16 +14,23 @@ class TranslatingRegime(Regime):
     __slots__ = ("_mmu", "chains_anywhere", "tables")
 
     def __init__(
-        self, mmu: TranslatingMmu, tables: Tables, fetch_mode: int, data_mode: int, sum_: bool, mxr: bool
+        self,
+        mmu: TranslatingMmu,
+        tables: Tables,
+        fetch_mode: int,
+        data_mode: int,
+        sum_: bool,
+        mxr: bool,
+        floating: FloatingState,
     ) -> None:
-        super().__init__(fetch_mode, data_mode, sum_, mxr)
+        super().__init__(fetch_mode, data_mode, sum_, mxr, floating)
         self._mmu = mmu
         self.tables = tables
         self.chains_anywhere = mmu.fixed or fetch_mode == Privilege.M  # M: what is fetched is never translated
 
     def successor(self, mode: int, data_mode: int | None = None) -> TranslatingRegime:
-        """The regime after a change of mode that leaves SUM and MXR as they are. data_mode: with MPRV, in M-mode."""
-        return self._mmu.regime(mode, mode if data_mode is None else data_mode, self.sum, self.mxr)
+        """The regime after a change of mode, which leaves the other rules alone. data_mode: with MPRV, in M-mode."""
+        return self._mmu.regime(mode, mode if data_mode is None else data_mode, self.sum, self.mxr, self.floating)
 
 
 class TranslatingMmu(Mmu):
@@ -35,7 +42,7 @@ class TranslatingMmu(Mmu):
     def __init__(self, space: AddressSpace, state: State) -> None:
         self._state = state
         super().__init__(space)
-        self._known: dict[tuple[int, int, bool, bool], TranslatingRegime] = {}
+        self._known: dict[tuple[int, int, bool, bool, FloatingState], TranslatingRegime] = {}
 
     @property
     def satp(self) -> int:
@@ -55,9 +62,11 @@ class TranslatingMmu(Mmu):
     def walks(self, value: int) -> None:
         self._state.words[WALKS >> 3] = value
 
-    def regime(self, fetch_mode: int, data_mode: int, sum_: bool, mxr: bool) -> TranslatingRegime:
+    def regime(
+        self, fetch_mode: int, data_mode: int, sum_: bool, mxr: bool, floating: FloatingState
+    ) -> TranslatingRegime:
         """As Mmu's."""
-        key = (fetch_mode, data_mode, sum_, mxr)
+        key = (fetch_mode, data_mode, sum_, mxr, floating)
         found = self._known.get(key)
         if found is None:
             found = self._known[key] = self._regimes[key] = TranslatingRegime(self, self._state.tables(), *key)

@@ -7,7 +7,7 @@ the stack pointer and x8 to x15, which the compressed instructions can name.
 
 from __future__ import annotations
 
-from minivmm.emulator.translator.state import RBP_OFFSET
+from minivmm.emulator.translator.state import F_REGISTERS, RBP_OFFSET
 from minivmm.emulator.translator.x86 import Reg
 
 STATE = Reg.RBP
@@ -34,3 +34,8 @@ SAVED = (Reg.RBX, Reg.RBP, Reg.R12, Reg.R13, Reg.R14, Reg.R15)
 def slot(register: int) -> int:
     """The displacement from RBP of a guest register's place in State."""
     return 8 * register - RBP_OFFSET
+
+
+def floating_slot(register: int) -> int:
+    """The same of a floating-point register."""
+    return F_REGISTERS + 8 * register - RBP_OFFSET

@@ -19,6 +19,7 @@ class Kind(Enum):
     LOAD = auto()  # the page is not in the TLB, or is a device, or the address is misaligned
     STORE = auto()
     ATOMIC = auto()  # the same
+    CALL = auto()  # an instruction that Python executes
     SYSTEM = auto()  # the block ends here: an instruction that changes more than registers
     ATTEND = auto()  # behind an instruction that let in an interrupt
     CHAIN = auto()  # a jump to a known address that has not been followed yet
@@ -39,11 +40,11 @@ class Site:
         self.block = block  # JUMP: of no meaning
         self.index = index  # of the instruction in its block
         self.pc = pc
-        self.following = 0  # LOAD, STORE, ATOMIC, ATTEND: the guest address behind it
+        self.following = 0  # LOAD, STORE, ATOMIC, CALL, ATTEND: the guest address behind it
         self.name = ""  # LOAD, STORE: the instruction
         self.register = 0  # LOAD: rd; STORE: rs2
-        self.resume = 0  # LOAD, STORE, ATOMIC: the host address behind it
+        self.resume = 0  # LOAD, STORE, ATOMIC, CALL: the host address behind it
         self.target = 0  # CHAIN: the guest address
         self.place = 0  # CHAIN: the offset of the jump's displacement in the buffer
-        self.decoded: Decoded | None = None  # ATOMIC, SYSTEM
-        self.operation: Operation | None = None  # ATOMIC, SYSTEM: what executes it, once it was needed
+        self.decoded: Decoded | None = None  # ATOMIC, CALL, SYSTEM
+        self.operation: Operation | None = None  # ATOMIC, CALL, SYSTEM: what executes it, once it was needed

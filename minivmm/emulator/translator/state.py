@@ -3,6 +3,9 @@
     x            the registers, and one more that swallows what is written to x0
     ADDRESS      where a load or store wanted to go that translated code could not do itself
     SITE         which place in translated code was left (sites.Site)
+    F_REGISTERS  the floating-point registers
+    MXCSR        the guest's rounding mode and flags; HOST_MXCSR keeps Python's while translated code runs
+    ROUNDING     what of MXCSR is the dynamic rounding mode, for who goes back to it; OTHER_MXCSR while it is another
     TARGET       where an indirect jump goes
     BUDGET       instructions that may still be executed
     TRAPS        exceptions that translated code delivered itself, since Python looked
@@ -36,6 +39,11 @@ ADDRESS = 272  # offsets in bytes
 TARGET = 280
 BUDGET = 288
 SITE = 296
+F_REGISTERS = 304
+MXCSR = 560
+HOST_MXCSR = 564
+ROUNDING = 568
+OTHER_MXCSR = 572
 TRAPS = 1024
 PENDING = 1032
 RESERVED = 1040
@@ -58,8 +66,8 @@ TLB_ENTRIES = 1 << 12
 JUMP_ENTRIES = 1 << 12
 TLB_BYTES = TLB_ENTRIES << ENTRY_SHIFT
 JUMP_BYTES = JUMP_ENTRIES << ENTRY_SHIFT
-REGIMES = 20
-"""There are no more: U and S with SUM and MXR, M with three data modes (mmu.Regime)."""
+REGIMES = 60
+"""There are no more: U and S with SUM and MXR, M with three data modes, each with floating point in three states."""
 REGIME_BYTES = 2 * TLB_BYTES + JUMP_BYTES
 _REGIMES_AT = 16384
 _SIZE = _REGIMES_AT + REGIMES * REGIME_BYTES
@@ -122,6 +130,12 @@ class State:
         self.words = self.bytes.cast("Q")
         self.x = self.words[:X_COUNT]
         """The registers."""
+        self.f = self.words[F_REGISTERS >> 3 : (F_REGISTERS >> 3) + 32]
+        """The floating-point registers, as patterns and as numbers."""
+        registers = self.bytes[F_REGISTERS : F_REGISTERS + 8 * 32]
+        self.doubles, self.singles = registers.cast("d"), registers.cast("f")
+        self.mxcsr = self.bytes[MXCSR : MXCSR + 4].cast("I")
+        self.rounding = self.bytes[ROUNDING : ROUNDING + 4].cast("I")
         self.fault = self.words[ADDRESS >> 3 : (ADDRESS >> 3) + 1]
         self.target = self.words[TARGET >> 3 : (TARGET >> 3) + 1]
         self.budget = self.bytes[BUDGET : BUDGET + 8].cast("q")
@@ -181,7 +195,8 @@ class State:
     def close(self) -> None:
         """Gives the memory back. Nobody else may hold a view of it."""
         views = (self.site, self.budget, self.tlb_log, self.stale, self.traps, self.pending, self.target, self.fault)
-        for view in (*views, self.x, self.words, self.bytes):
+        floats = (self.rounding, self.mxcsr, self.f, self.doubles, self.singles)
+        for view in (*views, *floats, self.x, self.words, self.bytes):
             view.release()
         del self._anchor
         self._map.close()

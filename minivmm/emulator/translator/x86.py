@@ -65,12 +65,15 @@ class Unary(IntEnum):
 class Cond(IntEnum):
     """Condition codes (SDM vol. 1, appendix B)."""
 
+    O = 0  # noqa: E741  the manual's name
     B = 2
     AE = 3
     E = 4
     NE = 5
     A = 7
     S = 8
+    P = 10
+    NP = 11
     L = 12
     GE = 13
     G = 15
@@ -289,6 +292,16 @@ def compare_bits(register: int, value: int) -> bytes:
 def compare_bits_memory(base: int, disp: int, value: int) -> bytes:
     """TEST memory, immediate of 32 bits."""
     return memory(b"\xf7", 0, base, disp, False) + _le32(value)
+
+
+def bit_reset(register: int, bit: int, wide: bool = True) -> bytes:
+    """BTR: the bit becomes 0."""
+    return registers(b"\x0f\xba", 6, register, wide) + bytes((bit,))
+
+
+def bit_complement(register: int, bit: int, wide: bool = True) -> bytes:
+    """BTC: the bit becomes the other."""
+    return registers(b"\x0f\xba", 7, register, wide) + bytes((bit,))
 
 
 @cache

@@ -16,6 +16,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from minivmm.boot.elf import EM_RISCV, ET_DYN, PT_LOAD, Elf, read_image
+from minivmm.emulator.csr_table import Status
 from minivmm.emulator.hart import Hart
 from minivmm.emulator.mmu import Mmu
 from minivmm.emulator.physical import RAM_BASE, AddressSpace, Ram
@@ -102,6 +103,7 @@ class Process:
     def _make_hart(self, translate: bool) -> Hart:
         hart = _translating(self) if translate else _interpreting(self)
         hart.csrs.mcounteren = hart.csrs.scounteren = 7  # cycle, time and instret may be read, as under Linux
+        hart.csrs.write_mstatus(int(Status.FS))
         hart.enter(int(Privilege.U))
         return hart
 
@@ -159,7 +161,7 @@ class Process:
             Aux.EUID: IDENTITY,
             Aux.GID: IDENTITY,
             Aux.EGID: IDENTITY,
-            Aux.HWCAP: sum(1 << ord(letter) - ord("A") for letter in "IMAC"),
+            Aux.HWCAP: sum(1 << ord(letter) - ord("A") for letter in "IMAFDC"),
             Aux.CLKTCK: 100,
             Aux.SECURE: 0,
             Aux.RANDOM: at,

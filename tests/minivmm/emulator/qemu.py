@@ -10,7 +10,7 @@ QEMU = shutil.which("qemu-system-riscv64")
 REASON = "qemu-system-riscv64 is not on PATH (try: sudo apt install qemu-system-misc)"
 
 # QEMU's generic CPU without what ours does not have.
-_ABSENT = "f d v h zba zbb zbc zbs sstc svinval svnapot svpbmt"
+_ABSENT = "v h Zfh Zfhmin zba zbb zbc zbs sstc svinval svnapot svpbmt"
 CPU = "rv64," + ",".join(f"{name}=off" for name in _ABSENT.split())
 
 

@@ -41,7 +41,7 @@ csrrw zero,mepc,t5
 csrrw t6,mscratch,t6
 mret
 """
-_BASE_ROWS = [row for row in INSTRUCTIONS if row.format.name in ("R", "I", "U", "S", "B") or row.name == "jal"]
+_BASE_ROWS = [row for row in INSTRUCTIONS if row.format.name in ("R", "R4", "I", "U", "S", "B") or row.name == "jal"]
 _LEFT_OUT = {"sret", "mret", "wfi", "sfence.vma", "jalr", "ecall"} | {
     row.name for row in INSTRUCTIONS if row.name.startswith("csr")
 }
@@ -58,6 +58,21 @@ def _values(rng: random.Random) -> int:
     if kind == 2:
         return rng.getrandbits(32) << rng.choice((0, 32))
     return rng.getrandbits(64)
+
+
+def _floats(rng: random.Random) -> int:
+    """A pattern of the kinds that go wrong: zeros, infinities, NaNs, subnormals, neighbours; doubles or singles."""
+    single = rng.randrange(2)
+    bits, fraction = (32, 23) if single else (64, 52)
+    bias = (1 << bits - fraction - 2) - 1
+    exponent = rng.choice((0, 0, 1, 2 * bias, 2 * bias + 1, bias, bias + 1, rng.randrange(2 * bias + 1)))
+    exponent = rng.choice((exponent, bias + rng.randint(-2, 66)))
+    kind = rng.randrange(4)
+    significand = (0, 1 << fraction - 1, rng.getrandbits(fraction), (1 << fraction) - rng.randint(1, 3))[kind]
+    value = rng.getrandbits(1) << bits - 1 | exponent << fraction | significand
+    if single and rng.randrange(8):
+        value |= 0xFFFF_FFFF << 32  # NaN-boxed
+    return value
 
 
 def _base(rng: random.Random, left_out: set[str]) -> int:
@@ -94,7 +109,7 @@ def _parcel(rng: random.Random) -> int:
         decoded = decode(parcel)
     except IllegalInstruction:
         return parcel
-    memory = decoded.name in ("lw", "ld", "sw", "sd")
+    memory = decoded.name in ("lw", "ld", "sw", "sd", "fld", "fsd")
     if decoded.compressed is None or decoded.compressed.name in _COMPRESSED_LEFT_OUT or memory:
         return 1
     if decoded.rd in (ATOMIC_BASE, MEMORY_BASE, 30, 31):
@@ -176,7 +191,12 @@ def guest(seed: int, sequences: int, length: int = 40) -> bytes:
     """A raw image: `sequences` runs of `length` instructions from fresh registers, each followed by its report."""
     rng = random.Random(seed)
     image = Guest()
+    image.text("lui t0,0x6\ncsrrs zero,mstatus,t0\n")  # FS
     for _ in range(sequences):
+        for register in range(32):
+            image.constant("t0", _floats(rng))
+            image.word(encode("fmv.d.x", rd=register, rs1=5))
+        image.text(f"csrrwi zero,fcsr,0\ncsrrwi zero,frm,{rng.choice((0, 0, 0, 1, 2, 3, 4, 5, 7))}\n")
         image.constant("t6", SCRATCH + 0x2000)
         image.constant(f"x{MEMORY_BASE}", SCRATCH + rng.randrange(0, 8))
         image.constant(f"x{ATOMIC_BASE}", SCRATCH + 8 * rng.randrange(0, 8))
@@ -201,8 +221,11 @@ def _report(image: Guest) -> None:
     """The log of traps and the registers, as 8-byte words to the serial port; and a checksum over scratch memory."""
     for register in range(1, 28):
         image.word(encode("sd", rs1=31, rs2=register, imm=8 * register))
+    for register in range(32):
+        image.word(encode("fsd", rs1=31, rs2=register, imm=224 + 8 * register))
+    image.text("csrrs t0,fcsr,zero\nsd t0,480(t6)\n")
     image.constant("s0", SCRATCH + 0x2000)
-    image.text("addi s1,t6,224\n")
+    image.text("addi s1,t6,488\n")
     loop = len(image.code)
     image.text("ld a0,0(s0)\n")
     image.put()

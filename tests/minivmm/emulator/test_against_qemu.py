@@ -28,7 +28,7 @@ def compare(directory: Path, guest: bytes, reported: int) -> None:
 
 
 def test_random_sequences_leave_the_same_registers_traps_and_memory_as_in_qemu(tmp_path: Path) -> None:
-    compare(tmp_path, sequences.guest(seed=1, sequences=30), 8 * 28 * 30)
+    compare(tmp_path, sequences.guest(seed=1, sequences=30), 8 * 61 * 30)
 
 
 def test_random_page_tables_grant_and_refuse_the_same_as_in_qemu(tmp_path: Path) -> None:
@@ -38,7 +38,7 @@ def test_random_page_tables_grant_and_refuse_the_same_as_in_qemu(tmp_path: Path)
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(100, 110))
 def test_many_random_sequences_leave_the_same_state_as_in_qemu(tmp_path: Path, seed: int) -> None:
-    compare(tmp_path, sequences.guest(seed, sequences=200), 8 * 28 * 200)
+    compare(tmp_path, sequences.guest(seed, sequences=200), 8 * 61 * 200)
 
 
 @pytest.mark.slow

@@ -152,7 +152,7 @@ def test_wfi_waits_for_an_enabled_interrupt_even_when_interrupts_are_off(bench: 
         ("mcounteren", (1 << 64) - 1, 7),
         ("pmpcfg0", (1 << 64) - 1, 0),
         ("pmpaddr3", (1 << 64) - 1, 0),
-        ("sstatus", (1 << 64) - 1, 2 << 32 | 0xC0122),
+        ("sstatus", (1 << 64) - 1, 1 << 63 | 2 << 32 | 0xC6122),
         ("mstatus", 2 << 11, 0xA << 32),
         ("sip", (1 << 64) - 1, 0),
     ],
@@ -304,3 +304,55 @@ def test_an_instruction_across_two_pages_follows_a_change_of_either(bench: Bench
         bench.hart.pc = at
         bench.hart.execute(1)
     assert bench["a0"] == 1 + 2 + 3
+
+
+# --- floating point --------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("line", ["fmv.d.x fa0,a0", "fld fa0,0(a0)", "c.fldsp fa0,0(sp)", "csrrs a0,fcsr,zero"])
+def test_floating_point_is_illegal_while_it_is_off_and_not_after(bench: Bench, line: str) -> None:
+    bench["a0"] = bench["sp"] = DATA
+    bench.csrs.write_mstatus(0)
+    bench.run(line)
+    assert bench.trap[:2] == (Cause.ILLEGAL_INSTRUCTION, RAM_BASE)
+    bench.csrs.write_mstatus(0)
+    bench.csrs.mcause = 0
+    bench.run(f"lui t0,0x6\ncsrrs zero,mstatus,t0\n{line}")
+    assert bench.csrs.mcause == 0
+
+
+def test_floating_point_state_is_off_or_dirty(bench: Bench) -> None:
+    bench["a0"] = 1 << 13  # Initial
+    bench.run("csrrw zero,sstatus,a0\ncsrrs a1,sstatus,zero\ncsrrw zero,sstatus,zero\ncsrrs a2,sstatus,zero")
+    assert bench["a1"] == Status.SD | Status.FS | Status.UXL & 2 << 32
+    assert bench["a2"] == 2 << 32
+
+
+def test_flags_and_rounding_mode_are_parts_of_one_register(bench: Bench) -> None:
+    bench.csrs.write_mstatus(int(Status.FS))
+    bench.run("csrrwi zero,fflags,21\ncsrrwi zero,frm,3\ncsrrs a0,fcsr,zero")
+    assert bench["a0"] == 3 << 5 | 21
+    bench["a1"] = (1 << 64) - 1
+    bench.run("csrrw zero,fcsr,a1\ncsrrs a2,fflags,zero\ncsrrs a3,frm,zero\ncsrrs a4,fcsr,zero")
+    assert (bench["a2"], bench["a3"], bench["a4"]) == (31, 7, 255)
+
+
+def test_a_rounding_mode_that_there_is_not_is_illegal_for_who_rounds_by_it(bench: Bench) -> None:
+    bench.csrs.write_mstatus(int(Status.FS))
+    bench.run("csrrwi zero,frm,5\nfsgnj.d fa0,fa1,fa2\nfadd.d fa0,fa1,fa2,rtz")
+    assert bench.csrs.mcause == 0
+    bench.run("fadd.d fa0,fa1,fa2")
+    assert bench.trap == (Cause.ILLEGAL_INSTRUCTION, RAM_BASE, 0x02C5_F553)
+    bench.csrs.write_frm(0)
+    bench.run(".word 0x02c5d553")  # rm 101
+    assert bench.trap == (Cause.ILLEGAL_INSTRUCTION, RAM_BASE, 0x02C5_D553)
+
+
+@pytest.mark.parametrize("rounding", ["rne", "rtz", "rdn", "rup", "rmm"])
+def test_a_rounding_mode_is_the_instructions_own_or_the_dynamic_one(bench: Bench, rounding: str) -> None:
+    bench.csrs.write_mstatus(int(Status.FS))
+    number = ("rne", "rtz", "rdn", "rup", "rmm").index(rounding)
+    bench["a0"] = 5
+    bench.run(
+        f"csrrwi zero,frm,{number}\nfcvt.d.l fa0,a0\naddi a0,zero,2\nfcvt.d.l fa1,a0\nfdiv.d fa2,fa0,fa1\n"
+        f"fcvt.l.d a1,fa2\nfcvt.l.d a2,fa2,{rounding}"
+    )
+    assert bench["a1"] == bench["a2"] == {"rne": 2, "rtz": 2, "rdn": 2, "rup": 3, "rmm": 3}[rounding]  # of 2.5

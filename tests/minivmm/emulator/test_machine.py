@@ -329,4 +329,4 @@ def test_debians_opensbi_finds_the_machine_and_enters_s_mode() -> None:
     with RiscvMachine(OPENSBI, memory=128 << 20, console=look) as machine:
         console = machine.run(timeout=300).console.decode()
     assert "Platform Reboot Device    : sifive_test" in console
-    assert "Boot HART Base ISA        : rv64imac" in console
+    assert "Boot HART Base ISA        : rv64imafdc" in console

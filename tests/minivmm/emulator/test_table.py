@@ -16,7 +16,7 @@ from minivmm.emulator.assembly import assemble, disassemble, encode
 from minivmm.emulator.compressed import BY_NAME_COMPRESSED, COMPRESSED
 from minivmm.emulator.decoder import IllegalInstruction, decode, is_compressed
 from minivmm.emulator.fields import Field
-from minivmm.emulator.instructions import BY_NAME, INSTRUCTIONS, Instruction
+from minivmm.emulator.instructions import BY_NAME, FLOATING, INSTRUCTIONS, Instruction
 from minivmm.emulator.semantics import STATEMENTS
 from minivmm.emulator.system import SYSTEM
 
@@ -44,8 +44,9 @@ def test_what_is_encoded_is_decoded(case: tuple[Instruction, dict[str, int]]) ->
     decoded = decode(encode(row.name, **operands))
     assert decoded.instruction is row
     immediate = operands.get("imm", operands.get("shamt", operands.get("uimm", 0)))
-    got = (decoded.rd, decoded.rs1, decoded.rs2, decoded.imm, decoded.csr)
-    assert got == (*(operands.get(name, 0) for name in ("rd", "rs1", "rs2")), immediate, operands.get("csr", 0))
+    assert decoded.imm == immediate
+    for name in ("rd", "rs1", "rs2", "rs3", "rm", "csr"):
+        assert getattr(decoded, name) == operands.get(name, 0)
 
 
 @given(st.integers(0, 0xFFFF_FFFF))
@@ -57,6 +58,8 @@ def test_text_and_bits_say_the_same(word: int) -> None:
         return
     if decoded.name in ("fence", "fence.i") or (decoded.compressed and decoded.compressed.name == "c.nop"):
         return  # operands that are not written
+    if decoded.rm in (5, 6):
+        return  # reserved: it has no name
     assert assemble(disassemble(decoded, 0x8000_0000), 0x8000_0000) == word
 
 
@@ -69,7 +72,7 @@ def test_no_two_instructions_share_an_encoding() -> None:
 
 def test_every_instruction_has_a_meaning() -> None:
     atomics = {row.name for row in INSTRUCTIONS if row.match & 0x7F == 0x2F}
-    assert set(STATEMENTS) | set(SYSTEM) | atomics == set(BY_NAME)
+    assert set(STATEMENTS) | set(SYSTEM) | atomics | FLOATING == set(BY_NAME)
     assert {row.base.name for row in COMPRESSED} <= set(BY_NAME)
 
 
@@ -87,8 +90,9 @@ def test_every_instruction_has_a_meaning() -> None:
         pytest.param(0x8002, id="c.jr with rs1 x0"),
         pytest.param(0x9C41, id="reserved in quadrant 1"),
         pytest.param(0x8000, id="reserved in quadrant 0"),
-        pytest.param(0x2000, id="c.fld: no D extension"),
-        pytest.param(0x0000_0053, id="fadd.s: no F extension"),
+        pytest.param(0x0600_0053, id="fadd.q: no Q extension"),
+        pytest.param(0x0000_1007, id="flh: no Zfh extension"),
+        pytest.param(0x5810_7053, id="fsqrt.s with rs2"),
         pytest.param(0x0200_101B, id="slliw with shamt[5]"),
         pytest.param(0x0000_7003, id="load with funct3 111"),
         pytest.param(0x1010_A52F, id="lr.w with rs2"),
@@ -118,6 +122,10 @@ KNOWN = set(BY_NAME) | set(BY_NAME_COMPRESSED)
 def same(bits: int, ours: str | None, theirs: str) -> bool:
     """Whether both say the same, but for what is known to be binutils' own way of seeing it."""
     mnemonic = theirs.partition(" ")[0]
+    if ours is not None and ours.startswith("fcvt.d.") and theirs.startswith(".4byte"):
+        return not ours.startswith("fcvt.d.l")  # exact, and it knows only the rm that assemblers write
+    if ours is not None and theirs.endswith(",unknown"):
+        return ours == theirs.replace("unknown", "")  # rm 5 and 6
     if ours is None:
         return mnemonic not in KNOWN or bits == 0x6101  # c.addi16sp with 0, which 16.5 reserves
     if ours.startswith("fence"):
