@@ -1,4 +1,4 @@
-"""Traps, returns, page tables and flushes that translated code does by itself, and that do not keep a run from ending."""
+"""Traps, returns, page tables and flushes that translated code does by itself, and the end they must leave to a run."""
 
 from __future__ import annotations
 
