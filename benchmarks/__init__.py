@@ -28,6 +28,9 @@ BENCHMARKS: dict[str, Benchmark] = {
     "notify": Benchmark("benchmarks.notify", "who should carry a kick: the exit, or an ioeventfd?"),
     "ring3": Benchmark("benchmarks.deprivileged", "what does it cost to leave ring 3, and to change its page tables?"),
     "paravirt": Benchmark("benchmarks.paravirt", "what does a hypercall cost, and what goes through one in a domain?"),
+    "emulator": Benchmark(
+        "benchmarks.emulator", "how fast are interpreter and translator, against each other and QEMU's translator?"
+    ),
     "life-cycle": Benchmark("benchmarks.life_cycle", "do 10,000 machines leave anything behind?", slow=True),
 }
 

@@ -1,4 +1,4 @@
-"""Builds the guests and the native program from their sources.
+"""Builds the guests and the programs of the workloads from their sources.
 
 The compiler is `zig cc` from PyPI (`ziglang`), or gcc; both get the same sources and equivalent flags. Objects are kept
 under a name made of everything they depend on (source, headers, flags, compiler), so nothing is compiled twice and
@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from importlib import metadata, util
 from pathlib import Path
 
-from guest_os.catalog import NATIVE, ROOT, STAMP, build_directory, guests, is_fresh, stamp_of
+from guest_os.catalog import PROCESSES, ROOT, STAMP, build_directory, guests, is_fresh, stamp_of
 from minivmm.errors import VtkError
 
 
@@ -43,11 +43,28 @@ PLATFORMS = {
     "xen": Platform("x86_64", ("hal/x86", "hal/xen_x86_64")),
     "riscv64": Platform("riscv64", ("hal/riscv64",)),
 }
-HOST = "x86_64"  # the native program's
-PROCESSORS = tuple(dict.fromkeys(platform.processor for platform in PLATFORMS.values()))
+
+
+@dataclass(frozen=True)
+class Process:
+    """The workloads as a program without a kernel of ours: what makes a place for them, and what it has instead of some
+    of them."""
+
+    folders: tuple[str, ...]
+    flags: tuple[str, ...]
+    replaced: frozenset[str] = frozenset()
+
+
+PROCESS_OF = {
+    "x86_64": Process(("native", "native/x86_64"), ("-mcmodel=small",)),
+    "riscv64": Process(("native", "native/riscv64"), ("-mcmodel=medany",)),
+    # uint64_t is no long there, and the formats of text.h are ours.
+    "wasm32": Process(("wasi",), ("-Wno-format",), frozenset({"divzero.c", "pgfault.c"})),
+}
 SOURCE_FOLDERS = (
-    *("include", "kernel", "drivers", "guests", "programs", "workloads", "native"),
-    *(f"processor/{processor}" for processor in PROCESSORS),
+    *("include", "kernel", "drivers", "guests", "programs", "workloads"),
+    *(f"processor/{processor}" for processor in PROCESS_OF),
+    *dict.fromkeys(folder for process in PROCESS_OF.values() for folder in process.folders),
     *dict.fromkeys(folder for platform in PLATFORMS.values() for folder in platform.layer),
 )
 
@@ -67,7 +84,7 @@ PROGRAM_FLAGS = {
     "x86_64": (*COMMON_FLAGS, "-mcmodel=small", "-DPROGRAM"),
     "riscv64": (*COMMON_FLAGS, "-mcmodel=medany", "-DPROGRAM"),
 }
-NATIVE_FLAGS = (*COMMON_FLAGS, "-mcmodel=small", "-DNATIVE")
+PROCESS_FLAGS = (*COMMON_FLAGS, "-DNATIVE")
 
 
 class BuildError(VtkError):
@@ -89,6 +106,11 @@ class Compiler:
         """Whether it knows the processor of the image called so."""
         return platform_of(image).processor in self.compile
 
+    @property
+    def processes(self) -> dict[str, str]:
+        """The programs of the workloads it makes: what each is called, and its processor."""
+        return {name: processor for processor, name in PROCESSES.items() if processor in self.compile}
+
 
 def compiler(name: str) -> Compiler:
     """The compiler called `name`, "zig" or "gcc". Raises BuildError when it is not there."""
@@ -101,13 +123,19 @@ def compiler(name: str) -> Compiler:
                 remedy="pip install ziglang==0.17.1",
             )
         zig = str(Path(found.submodule_search_locations[0]) / "zig")
-        targets = {"x86_64": "-mcpu=x86_64-mmx-sse-sse2-x87", "riscv64": "-mcpu=generic_rv64+m+a+c"}
+        targets = {
+            "x86_64": "-mcpu=x86_64-mmx-sse-sse2-x87",
+            "riscv64": "-mcpu=generic_rv64+m+a+c",
+            "wasm32": "-mcpu=generic+bulk_memory",
+        }
         compile_commands = {
             processor: [zig, "cc", "-target", f"{processor}-freestanding-none", target, "-fno-sanitize=all"]
             for processor, target in targets.items()
         }
-        link = [zig, "ld.lld", "-static", "--gc-sections", "--no-relax"]
-        return Compiler("zig", metadata.version("ziglang"), compile_commands, dict.fromkeys(targets, link), zig)
+        links = {processor: [zig, "ld.lld", "-static", "--gc-sections", "--no-relax"] for processor in targets}
+        # The stack below everything else: one that runs over is a trap, and no variable is overwritten.
+        links["wasm32"] = [zig, "wasm-ld", "--no-entry", "--gc-sections", "--stack-first", "-z", "stack-size=65536"]
+        return Compiler("zig", metadata.version("ziglang"), compile_commands, links, zig)
     if name == "gcc":
         gcc = shutil.which("gcc")
         if gcc is None:
@@ -125,12 +153,13 @@ def compiler(name: str) -> Compiler:
 
 
 def build(names: Iterable[str] | None = None, compiler_name: str = "zig") -> dict[str, Path]:
-    """Builds what changed and returns the file of each name (`native` is the host program); all of them by default.
+    """Builds what changed and returns the file of each name (`native` is the host program, catalog.PROCESSES has the
+    others'); all of them by default.
 
     Raises BuildError with the compiler's words when a source does not compile."""
     chosen = compiler(compiler_name)
     images = [name for guest in guests().values() for name in guest.images.values() if chosen.makes(name)]
-    known = [*images, NATIVE]
+    known = [*images, *chosen.processes]
     wanted = known if names is None else list(names)
     for name in wanted:
         if name not in known:
@@ -184,8 +213,10 @@ class _Build:
         return places
 
     def _build_all(self, scratch: Path, pool: ThreadPoolExecutor) -> None:
-        jobs = [pool.submit(self._link_native, scratch, pool)]
-        for processor in self.compiler.compile:
+        jobs = [
+            self._link_process(name, processor, scratch, pool) for name, processor in self.compiler.processes.items()
+        ]
+        for processor in {platform.processor for platform in PLATFORMS.values()} & self.compiler.compile.keys():
             kernel = self._kernel(processor, scratch, pool)
             for name, platform in PLATFORMS.items():
                 if platform.processor == processor:
@@ -193,10 +224,20 @@ class _Build:
         for done in jobs:
             done.result()
 
-    def _link_native(self, scratch: Path, pool: ThreadPoolExecutor) -> None:
-        sources = [*_sources("native"), *_sources("workloads", ".c"), ROOT / "kernel" / "text.c"]
-        self._link(HOST, self._compile_all(sources, HOST, NATIVE_FLAGS, pool), scratch / NATIVE, None)
-        os.replace(scratch / NATIVE, self.directory / NATIVE)
+    def _link_process(self, name: str, processor: str, scratch: Path, pool: ThreadPoolExecutor) -> Future[None]:
+        """Starts linking a program of the workloads."""
+        process = PROCESS_OF[processor]
+        workloads = [source for source in _sources("workloads", ".c") if source.name not in process.replaced]
+        places = [source for folder in process.folders for source in _sources(folder)]
+        objects = self._compile_all(
+            [*places, *workloads, ROOT / "kernel" / "text.c"], processor, (*PROCESS_FLAGS, *process.flags), pool
+        )
+
+        def link() -> None:
+            self._link(processor, objects, scratch / name, None)
+            os.replace(scratch / name, self.directory / name)
+
+        return pool.submit(link)
 
     def _kernel(self, processor: str, scratch: Path, pool: ThreadPoolExecutor) -> list[Path]:
         """What every kernel for that processor has, the programs embedded."""
@@ -249,7 +290,10 @@ class _Build:
         self.used.add(output.name)
         if not output.exists():
             temporary = output.with_suffix(f".{os.getpid()}.{threading.get_ident()}.o")
-            folders = ("include", f"processor/{unit.processor}", *(["hal/x86"] if unit.processor == "x86_64" else []))
+            folders = [
+                *("include", f"processor/{unit.processor}", f"native/{unit.processor}"),
+                *(["hal/x86"] if unit.processor == "x86_64" else []),
+            ]
             includes = [f"-I{folder}" for folder in (*(ROOT / folder for folder in folders), unit.source.parent)]
             command = [*self.compiler.compile[unit.processor], *unit.flags, *includes]
             self._call([*command, "-c", str(unit.source), "-o", str(temporary)], unit.source)
@@ -293,7 +337,7 @@ def _source_stamp(executable: str) -> str:
 
 
 def _file(name: str) -> str:
-    return name if name == NATIVE else f"{name}.elf"
+    return name if name in PROCESSES.values() else f"{name}.elf"
 
 
 def _digest(*parts: bytes) -> bytes:

@@ -15,6 +15,8 @@ ROOT = Path(__file__).parent
 SHIPPED = ROOT / "images"  # in a wheel only
 STAMP = "stamp"
 NATIVE = "native"
+PROCESSES = {"x86_64": NATIVE, "riscv64": "native.riscv64", "wasm32": "native.wasm"}
+"""The programs of the workloads, by processor."""
 
 
 PLATFORMS = ("bare", "xen", "riscv64")
@@ -68,9 +70,11 @@ def image(name: str, platform: str = "bare") -> Path:
     return _built(f"{name}.elf", name)
 
 
-def native() -> Path:
-    """The workloads as an ordinary program of this host (static Linux x86-64). Raises BuildError."""
-    return _built(NATIVE, NATIVE)
+def native(processor: str = "x86_64") -> Path:
+    """The workloads as an ordinary program: of this host (static Linux x86-64), of Linux on RISC-V ("riscv64"), of a
+    WebAssembly runtime ("wasm32", WASI preview 1). Raises BuildError."""
+    name = PROCESSES[processor]
+    return _built(name, name)
 
 
 def build_directory(compiler: str = "zig") -> Path:

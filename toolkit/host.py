@@ -328,6 +328,11 @@ def _containers() -> Iterator[Fact]:
     yield _program(group, "podman", "sudo apt install podman")
 
 
+def container_engine() -> Fact:
+    """The fact `containers` alone: the engine that answers, or why none does."""
+    return next(iter(_containers()))
+
+
 def _engine_version(path: str) -> str:
     """Asks an engine what it is: `GET /version` of the Docker Engine API, which Podman serves too. Raises OSError."""
     with socket.socket(socket.AF_UNIX) as connection:

@@ -11,16 +11,9 @@ uint64_t place_null_call(void)
     return (uint64_t)linux_call(LINUX_GETPPID, 0, 0, 0);
 }
 
-extern void linux_restorer(void);
-
 void linux_handle(int signal, linux_handler *handler)
 {
-    struct { /* struct sigaction of the system call */
-        linux_handler *handler;
-        uint64_t flags;
-        void (*restorer)(void);
-        uint64_t mask;
-    } action = {handler, SA_SIGINFO | SA_RESTORER | SA_NODEFER, linux_restorer, 0};
+    struct linux_sigaction action = LINUX_SIGACTION(handler);
     linux_call6(LINUX_RT_SIGACTION, (uint64_t)signal, (uint64_t)&action, 0, sizeof action.mask, 0, 0);
 }
 
@@ -28,15 +21,14 @@ static uint64_t recovery;
 
 static void on_fault(int signal, struct linux_siginfo *info, struct linux_ucontext *context)
 {
-    context->ax = signal == SIGSEGV ? info->si_addr : 0;
-    context->dx = signal == SIGSEGV ? TRAP_PAGE : TRAP_DIVIDE;
-    context->ip = recovery;
+    bool page = signal == SIGSEGV;
+    linux_resume_at(context, recovery, page ? info->si_addr : 0, page ? TRAP_PAGE : TRAP_DIVIDE);
 }
 
 void place_recover_at(void (*address)(void))
 {
     recovery = (uint64_t)address;
-    linux_handle(SIGFPE, on_fault);
+    linux_handle(DIVISION_SIGNAL, on_fault);
     linux_handle(SIGSEGV, on_fault);
 }
 
@@ -168,10 +160,11 @@ const char *place_spaces_prepare(void)
 {
     if (child_runs)
         return NULL;
-    if (linux_call(LINUX_PIPE, (uint64_t)&to_child, 0, 0) != 0 || linux_call(LINUX_PIPE, (uint64_t)&to_parent, 0, 0) != 0)
+    if (linux_call(LINUX_PIPE2, (uint64_t)&to_child, 0, 0) != 0 ||
+        linux_call(LINUX_PIPE2, (uint64_t)&to_parent, 0, 0) != 0)
         return "no pipe";
     pin_to_one_cpu();
-    int64_t child = linux_call(LINUX_FORK, 0, 0, 0);
+    int64_t child = linux_call(LINUX_CLONE, SIGCHLD, 0, 0);
     if (child < 0)
         return "no second process";
     word = PLACE_WORD(child == 0);

@@ -70,7 +70,7 @@ const char *place_disk_prepare(uint64_t *size)
     if (native_disk_path == NULL)
         return "no disk: give --disk FILE";
     if (disk < 0)
-        disk = linux_call(LINUX_OPEN, (uint64_t)native_disk_path, O_RDONLY, 0);
+        disk = linux_call(LINUX_OPENAT, (uint64_t)AT_FDCWD, (uint64_t)native_disk_path, O_RDONLY);
     if (disk < 0)
         return "the disk cannot be opened";
     *size = (uint64_t)linux_call(LINUX_LSEEK, (uint64_t)disk, 0, SEEK_END);

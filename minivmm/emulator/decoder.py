@@ -54,6 +54,12 @@ for _instruction in INSTRUCTIONS:
             _BY_OPCODE[_key].append(_instruction)
 
 
+# The same by quadrant and funct3 (16.8), of which every compressed instruction has its own.
+_BY_PARCEL: list[list[Compressed]] = [
+    [row for row in COMPRESSED if row.match & 0xE003 == (key & 7) << 13 | key >> 3] for key in range(1 << 5)
+]
+
+
 @lru_cache(maxsize=1 << 14)
 def decode(word: int) -> Decoded:
     """The instruction in `word`: 32 bits, or a 16-bit parcel alone or with anything above it.
@@ -70,7 +76,7 @@ def decode(word: int) -> Decoded:
 
 
 def _decode_parcel(parcel: int) -> Decoded:
-    for row in COMPRESSED:
+    for row in _BY_PARCEL[(parcel & 3) << 3 | parcel >> 13]:
         if parcel & row.mask == row.match and all(operand.extract(parcel) for operand in row.nonzero):
             own = {operand.name: operand.extract(parcel) for operand in row.format.operands}
             operands = {name: own[what] if isinstance(what, str) else what for name, what in row.expansion}

@@ -1,4 +1,7 @@
-"""The `console` blocks of a document: what is typed, what is shown, and whether what was shown is what came."""
+"""The `console` blocks of a document: what is typed, what is shown, and whether what was shown is what came.
+
+And the files that it shows, for those commands to work on.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +16,12 @@ ELLIPSIS = "…"  # in a shown line: anything; a line of it alone: any lines
 
 # Said or not, as the host and the clock have it.
 DEPENDS = re.compile(r"^vtk: (.* \.\.\.|.*running under emulation.*|another vtk is .*)$")
+
+# ECMA-48: ED 2 and RIS wipe the screen; a control sequence (5.4) and an escape sequence (ECMA-35, 13.1).
+WIPED = re.compile(r"\x1b(\[2J|c)")
+CONTROL = re.compile(r"\x1b(\[[0-?]*[ -/]*[@-~]|[ -/]*[0-~])")
+
+NAMED = re.compile(r"# ([\w-]+\.\w+)\n")
 
 
 class Step(NamedTuple):
@@ -45,9 +54,15 @@ def steps(document: Path) -> list[Step]:
     return found
 
 
+def files(document: Path) -> dict[str, str]:
+    """The files that a document shows, by name: blocks that begin with a comment which is a file's name."""
+    shown = [(NAMED.match(block.text), block.text) for block in blocks(document)]
+    return {match[1]: text for match, text in shown if match}
+
+
 def missing(shown: list[str], came: str) -> list[str]:
     """The shown lines that have no counterpart in what came, in order. Numbers, sizes, dates and spaces may differ."""
-    rest = iter([_comparable(line) for line in came.splitlines()])
+    rest = iter([_comparable(line) for line in _without_control(came).splitlines()])
     lacking = []
     for line in shown:
         wanted = _comparable(line)
@@ -65,8 +80,12 @@ def missing(shown: list[str], came: str) -> list[str]:
     return lacking
 
 
+def _without_control(came: str) -> str:
+    """Without what is for a terminal: a line begins where the screen was wiped, all else of ECMA-48 shows nothing."""
+    return CONTROL.sub("", WIPED.sub("\n", came))
+
+
 def _comparable(line: str) -> str:
     """Without what differs from run to run: numbers (also in units and dates), and how wide columns are."""
-    line = re.sub(r"\x1b(\[[0-9;?]*[A-Za-z]|c)", "", line)  # colours, a screen wiped (ECMA-48: CSI sequences, RIS)
-    line = re.sub(r"[KMGT]i?B?\b", "B", re.sub(r"\d+(\.\d+)?", "0", line)) if re.search(r"\d", line) else line
+    line = re.sub(r"\d+(\.\d+)?( ?([KMGT]i?B?|B)\b)?", "0", line)
     return " ".join(line.split())

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.docs.consoles import Step, missing, steps
+from tests.docs.consoles import Step, files, missing, steps
 from tests.docs.documents import DOCUMENTS, ROOT
 from toolkit.images.store import ImageStore
 from toolkit.user_cache import user_cache
@@ -28,9 +28,13 @@ from toolkit.vm.directory import MachineDirectory
 PAGES = [page for page in DOCUMENTS if steps(page)]
 PAGE_TIMEOUT = 3600.0  # seconds; images are built, and a Debian is booted, emulated
 HOME = "/home/me"  # what the documents call the user's home
+BIN = ".local/bin"  # in it
 
 # The images a page takes for granted; they are the user's own where those are there.
-GIVEN = {"docs/vm.md": ("debian", "tiny")}
+GIVEN = {"docs/vm.md": ("debian",), "docs/vm-ssh.md": ("debian",)}
+
+# Exit statuses that are the point of the command.
+EXPECTED_STATUS = {"pytest -q test_boot.py": 1}
 
 
 class QuietHandler(SimpleHTTPRequestHandler):
@@ -42,11 +46,17 @@ class QuietHandler(SimpleHTTPRequestHandler):
 
 @pytest.fixture
 def home(tmp_path: Path) -> Path:
-    """A user's home: with what vtk has downloaded before, and nothing else."""
+    """A user's home: with what vtk has downloaded before, a place for ssh's files, and nothing else."""
     home = tmp_path / "home"
     (home / ".cache/vtk").mkdir(parents=True)
+    (home / ".ssh").mkdir(mode=0o700)
+    (home / BIN).mkdir(parents=True)
     if (packages := user_cache("packages")).is_dir():
         (home / ".cache/vtk/packages").symlink_to(packages)
+    for program in ("ssh", "scp"):  # which take the home from passwd(5), not from $HOME
+        if (real := shutil.which(program)) is not None:
+            (home / BIN / program).write_text(f'#!/bin/sh\nexec {real} -F "$HOME/.ssh/config" "$@"\n')
+            (home / BIN / program).chmod(0o755)
     return home
 
 
@@ -94,8 +104,10 @@ def play(page: list[Step], home: Path, cwd: Path, replaced: dict[str, str]) -> l
             command = command.replace(text, real)
         lines.append(f"{command}\nprintf '\\n{mark} %d\\n' $?")
     environment = os.environ | _no_xdg() | {"HOME": str(home), "NO_COLOR": "1", "LC_ALL": "C.UTF-8"}
-    environment["PATH"] = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-    environment.pop("VTK_DEBUG", None)
+    environment["PATH"] = f"{home / BIN}:{Path(sys.executable).parent}:{os.environ['PATH']}"
+    environment["PYTHONPATH"] = str(ROOT)  # the pages of this checkout, and its vtk
+    for name in ("VTK_DEBUG", "COLUMNS", *(name for name in os.environ if name.startswith("PYTEST_"))):
+        environment.pop(name, None)
     with (cwd / "came").open("wb") as came:
         shell = subprocess.Popen(
             ["bash", "-c", "\n".join(lines)],
@@ -129,6 +141,8 @@ def test_every_session_shown_goes_as_shown(page: Path, home: Path, tmp_path: Pat
     give(home, GIVEN.get(str(page.relative_to(ROOT)), ()))
     work = tmp_path / "work"
     work.mkdir()
+    for name, text in files(page).items():
+        (work / name).write_text(text)
     shown = steps(page)
     try:
         played = play(shown, home, work, served)
@@ -137,9 +151,15 @@ def test_every_session_shown_goes_as_shown(page: Path, home: Path, tmp_path: Pat
             assert presence.kill(MachineDirectory(directory), 10.0)
     for step, (status, output) in zip(shown, played, strict=True):
         where = f"{page.name}:{step.line}: {step.command}"
-        assert status == 0, f"{where}: status {status}\n{output}"
+        assert status == EXPECTED_STATUS.get(step.command, 0), f"{where}: status {status}\n{output}"
         assert missing(step.shown, output) == [], f"{where}: these lines did not come; what came:\n{output}"
         assert "Traceback" not in output
+
+
+def test_a_file_is_shown_under_its_name(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text("```python\n# test_a.py\nx = 1\n```\n```python\n# why not\ny\n```\n```sh\n$ # a.py\n```\n")
+    assert files(page) == {"test_a.py": "# test_a.py\nx = 1\n"}
 
 
 def test_a_session_is_read_as_commands_and_their_output(tmp_path: Path) -> None:
@@ -156,12 +176,14 @@ def test_a_session_is_read_as_commands_and_their_output(tmp_path: Path) -> None:
     [
         (["d  running  17 768M"], "NAME\nd   running 4 1G\n", []),
         (["2026-11-16 at 0.5 s", "end"], "2031-01-02 at 71 s\nmore\nend", []),
+        (["1.3M of 2 KiB"], "0 of 7 MiB", []),
         (["b", "a"], "a\nb", ["a"]),
         (["d stopped"], "d running", ["d stopped"]),
         (["a … z", "…", "end"], "a b c z\nend", []),
         (["a … z"], "a b c", ["a … z"]),
         (["vtk: waiting up to 5 s for d: ssh ..."], "", []),
         (["gone", "here"], "here", ["gone"]),
+        (["6.1", "end"], "\x1bc\x1b[?7l\x1b[2JBIOS\r\nBooting..\x1bc\x1b[?7l\x1b[2J6.1\r\n\x1b[1mend\x1b(B\x1b[m", []),
     ],
 )
 def test_a_shown_line_has_a_counterpart_but_for_numbers(shown: list[str], came: str, lacking: list[str]) -> None:

@@ -59,7 +59,7 @@ Examples:
   vtk run hello --accel tcg        the same file under QEMU's emulation
   vtk run hello --xen              the same kernel as a paravirtual Xen domain
   vtk run kernel.elf --mem 256M --disk disk.img,ro --append "quiet"
-  vtk compare --quick              measure every technique in 90 seconds
+  vtk compare --quick              measure every technique, in a minute or two
   eval "$(vtk completion bash)"    complete commands and options
 
 \b

@@ -44,6 +44,7 @@ EPILOG = """\b
 Examples:
   vtk compare --quick
   vtk compare --technique native --technique hvm --workload syscall
+  vtk compare --quick --technique interpret --technique translate --technique qemu-riscv64 --workload cpu
   vtk compare --quick --technique paravirt --workload ptemod --workload ptebatch --exits
   vtk compare --json results.json --html report.html
   vtk compare --linux --quick --html hardware.html
@@ -109,7 +110,7 @@ def _destination(undo: contextlib.ExitStack, path: str | None, option: str) -> D
 
 
 @click.command("compare", epilog=EPILOG)
-@click.option("--quick", is_flag=True, help="Fewer and shorter samples: under a minute instead of three.")
+@click.option("--quick", is_flag=True, help="Fewer and shorter samples: a minute or two instead of five or more.")
 @click.option(
     "--technique",
     "techniques",
@@ -133,7 +134,7 @@ def _destination(undo: contextlib.ExitStack, path: str | None, option: str) -> D
     help="With --linux: only this table; may be repeated.",
 )
 @click.option("--samples", type=click.IntRange(1, 10_000), help="Samples of each cell.")
-@click.option("--exits", "by_reason", is_flag=True, help="Print exits by reason too, a domain's hypercalls by name.")
+@click.option("--exits", "by_reason", is_flag=True, help="Print exits by reason too, hypercalls by name, instructions.")
 @click.option("--json", "json_file", metavar="FILE", help="Write the results as JSON; - is stdout.")
 @click.option("--html", "html_file", metavar="FILE", help="Write a report as one HTML file.")
 @click.pass_context
@@ -151,8 +152,10 @@ def compare(
 ) -> None:
     """Measure every technique of virtualization on the same work.
 
-    Prints a table: the time of one operation, how many times native's that is, how far the samples spread, and the
-    exits from the guest where they are counted. What cannot run here is in the table too, with the reason.
+    Prints a table each of programs (process, container, WebAssembly), of machines of this processor (KVM, Xen domain,
+    QEMU) and of machines of another (interpreted, translated): the time of one operation, how many times native's that
+    is, how far the samples spread, and the exits from the guest where they are counted. What cannot run here is in the
+    table too, with the reason.
 
     With --linux, measure emulated against paravirtual hardware: the same Linux does the same work in QEMU, and only the
     disk, the network card, the console, the clock or the machine changes. At last, several machines at once against

@@ -129,6 +129,12 @@ def _complete_guest(_ctx: click.Context, _param: click.Parameter, incomplete: st
     type=click.Path(path_type=Path, exists=True, file_okay=False),
     help="The directory that such a program sees as its /.  [default: no files at all]",
 )
+@click.option(
+    "--quota",
+    metavar="SIZE",
+    type=Size(),
+    help="What it may write to files there; then no space is left. [default: 1G]",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object at the end, console included.")
 @click.option("--stats", is_flag=True, help="Print exits and KVM's counters on standard error.")
 def run(
@@ -149,6 +155,7 @@ def run(
     audit: int,
     user: bool,
     root: Path | None,
+    quota: int | None,
     as_json: bool,
     stats: bool,
 ) -> int:
@@ -186,9 +193,13 @@ def run(
         }.items():
             if given:
                 raise click.UsageError(f"{option} is a machine's; --user runs a program")
-        return run_program.run(guest, arguments, memory, timeout, accelerator or "translate", root, as_json, stats)
-    if arguments or root is not None:
-        raise click.UsageError(f"{'--root' if root else arguments[0]!r} goes with a program: --user")
+        if quota is not None and root is None:
+            raise click.UsageError("--quota goes with --root")
+        accelerator = accelerator or "translate"
+        return run_program.run(guest, arguments, memory, timeout, accelerator, root, quota, as_json, stats)
+    if arguments or root is not None or quota is not None:
+        option = "--root" if root else "--quota" if quota else repr(arguments[0])
+        raise click.UsageError(f"{option} goes with a program: --user")
     wish = Wish(guest, memory, cpus, append, disks, boot, virtio_console, rng, accelerator, xen, initrd, audit, arch)
     planned = plan(wish)
     if planned.reason:

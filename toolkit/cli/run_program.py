@@ -11,6 +11,7 @@ import click
 from minivmm.outcome import Outcome
 
 MEMORY = 1 << 30  # bytes it may fill, where the user does not say
+QUOTA = 1 << 30  # bytes it may write to files
 SCHEMA = 1
 
 
@@ -21,6 +22,7 @@ def run(
     timeout: float | None,
     accelerator: str,
     root: Path | None,
+    quota: int | None,
     as_json: bool,
     stats: bool,
 ) -> int:
@@ -35,6 +37,7 @@ def run(
         environment=environment,
         root=root,
         memory=MEMORY if memory is None else memory,
+        quota=QUOTA if quota is None else quota,
         translate=accelerator == "translate",
     ) as process:
         if as_json:

@@ -36,14 +36,14 @@ class Settings:
     """The least a sample lasts."""
     samples: int = 9
     markers: int = 5
-    """Runs of no batches at all, whose median is the marker's own cost."""
+    """Runs of no batches at all, whose median is the marker's own cost; fewer when these alone spend the budget."""
     deadline: float = 30.0
     """For one command, and for a session to say it is ready."""
     budget: float = 20.0
     """For one cell; when it is spent, MIN_SAMPLES samples are enough."""
 
 
-QUICK = Settings(target=0.04, samples=5, markers=3, deadline=10.0, budget=1.5)
+QUICK = Settings(target=0.04, samples=5, markers=3, budget=1.5)
 
 
 class CellFailed(VtkError):
@@ -121,7 +121,7 @@ class Cell:
         self._batches = 1
         self._ops_per_batch = 0
         self._marker = 0.0
-        self._marker_exits: Counter[str] = Counter()
+        self._marker_exits: dict[str, float] = {}
         self._exits: Counter[str] = Counter()
         self._operations = 0
         self._discarded = 0
@@ -154,13 +154,17 @@ class Cell:
     def calibrate(self) -> None:
         """Measures the markers, then finds how many batches make a sample of the target's length, as timeit does."""
         ns: list[int] = []
-        exits: Counter[str] = Counter()
-        for _ in range(self._settings.markers):
-            sample, sample_exits = self._run(0)
+        exits: list[Counter[str]] = []
+        started = time.monotonic()
+        while len(ns) < self._settings.markers:
+            sample, own_exits = self._run(0)
             ns.append(sample.ns)
-            exits.update(sample_exits)
+            exits.append(own_exits)
+            if time.monotonic() - started > self._settings.budget:  # its preparation is that slow: interpreted, say
+                break
         self._marker = median(ns)
-        self._marker_exits = exits
+        # Medians here too: what a first run alone does is no marker's.
+        self._marker_exits = {reason: median(own[reason] for own in exits) for reason in set().union(*exits)}
         target = self._settings.target * 1e9
         while (elapsed := self._run(self._batches)[0].ns - self._marker) < target:
             growth = min(MAX_GROWTH, max(2.0, MARGIN * target / max(elapsed, 1.0)))
@@ -231,8 +235,8 @@ class Cell:
 
     def _exits_per_operation(self) -> dict[str, float]:
         """Exits of the samples, less those of as many markers."""
-        markers = len(self.samples) / self._settings.markers
-        own = {reason: count - self._marker_exits[reason] * markers for reason, count in self._exits.items()}
+        markers = len(self.samples)
+        own = {reason: count - self._marker_exits.get(reason, 0) * markers for reason, count in self._exits.items()}
         return {
             reason: max(count, 0.0) / self._operations
             for reason, count in own.items()

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from html import escape
 
 from toolkit.compare import charts, quantity
-from toolkit.compare.report import Notes, details, explained, footer, reasons
+from toolkit.compare.report import Notes, details, explained, footer, groups, reasons
 from toolkit.compare.results import Report, Result, Status, to_json
 from toolkit.compare.statistics import ratio
 from toolkit.compare.techniques import BY_NAME, REFERENCE
@@ -20,10 +20,10 @@ from toolkit.compare.workloads import operation, other_name
 STYLE = """
 :root { color-scheme: light dark; --ground: #fff; --card: #f6f7f9; --ink: #1b1f24; --dim: #59636e; --line: #d5dae0;
   --failed: #b3261e; --s0: #6e7781; --s1: #0072b2; --s2: #d55e00; --s3: #8a5aa8; --s4: #009e73; --s5: #b8860b;
-  --s6: #c2427d; --s7: #3d8ea8; }
+  --s6: #c2427d; --s7: #3d8ea8; --s8: #7a5230; --s9: #4c5fd5; --s10: #5f7a1f; --s11: #a33b3b; }
 @media (prefers-color-scheme: dark) { :root { --ground: #14171b; --card: #1d2126; --ink: #e8eaed; --dim: #a2abb5;
   --line: #3a4149; --failed: #ff8a80; --s0: #9aa4af; --s1: #56b4e9; --s2: #f0893e; --s3: #c39bdc; --s4: #35c79a;
-  --s5: #e0b341; --s6: #f08ab8; --s7: #7cc7de; } }
+  --s5: #e0b341; --s6: #f08ab8; --s7: #7cc7de; --s8: #c9996b; --s9: #98a6ff; --s10: #abc95c; --s11: #e88c8c; } }
 * { box-sizing: border-box; }
 body { margin: 0; background: var(--ground); color: var(--ink); font: 16px/1.5 system-ui, sans-serif; }
 main { max-width: 64rem; margin: 0 auto; padding: 2rem 1.25rem 4rem; }
@@ -44,7 +44,7 @@ figure { margin: 0; background: var(--card); border: 1px solid var(--line); bord
 .swatch { display: inline-block; width: .8em; height: .8em; border-radius: 2px; margin-right: .45em; }
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
-caption { text-align: left; padding-bottom: .5rem; }
+caption { text-align: left; padding: 1rem 0 .5rem; font-weight: 600; }
 th, td { text-align: right; padding: .45rem .6rem; border-bottom: 1px solid var(--line); vertical-align: top;
   white-space: nowrap; }
 th:first-child { text-align: left; font-weight: 600; white-space: normal; min-width: 10rem; }
@@ -57,7 +57,7 @@ dt { color: var(--dim); }
 dd { margin: 0; overflow-wrap: anywhere; }
 code { font: .9em ui-monospace, monospace; background: var(--card); padding: .1em .3em; border-radius: 3px; }
 """
-SERIES = 8  # colours in STYLE
+SERIES = 12  # colours in STYLE
 
 
 def page(report: Report) -> str:
@@ -65,7 +65,7 @@ def page(report: Report) -> str:
     parts = [
         _head(report),
         _charts(report),
-        _table(report),
+        _tables(report),
         _exits(report),
         notes_list(Notes(report)),
     ]
@@ -192,20 +192,29 @@ def absent(number: int, technique: str, result: Result | None) -> charts.Bar:
     return charts.Bar(number, None, 0.0, 0.0, f"{technique}: {status}", "")
 
 
-def _table(report: Report) -> str:
+def _tables(report: Report) -> str:
     notes = Notes(report)
-    head = "".join(f'<th scope="col">{escape(technique)}</th>' for technique in report.techniques)
+    caption = (
+        f"<p class='dim'>{escape(footer(report)[0])} Exits: from the guest to its hypervisor, an operation; of "
+        "translated code to its translator. In brackets, the names of Adams and Agesen's nanobenchmarks (ASPLOS 2006)."
+        "</p>\n"
+    )
+    return f"<h2>All figures</h2>\n{caption}" + "".join(
+        _table(report, title, techniques, notes) for title, techniques in groups(report)
+    )
+
+
+def _table(report: Report, title: str, techniques: tuple[str, ...], notes: Notes) -> str:
+    head = "".join(f'<th scope="col">{escape(technique)}</th>' for technique in techniques)
     rows = []
     for workload in report.workloads:
         reference = report.find(REFERENCE, workload)
-        cells = "".join(_cell(report.find(technique, workload), reference, notes) for technique in report.techniques)
+        cells = "".join(_cell(report.find(technique, workload), reference, notes) for technique in techniques)
         literature = other_name(workload)
         about = operation(workload) + (f" ({literature})" if literature else "")
         rows.append(f'<tr><th scope="row">{escape(workload)}<small>{escape(about)}</small></th>{cells}</tr>\n')
     return (
-        '<h2>All figures</h2>\n<div class="scroll"><table>\n'
-        f"<caption>{escape(footer(report)[0])} Exits: from the guest to its hypervisor, an operation. In brackets, the "
-        "names of Adams and Agesen's nanobenchmarks (ASPLOS 2006).</caption>\n"
+        f'<div class="scroll"><table>\n<caption>{escape(title or "Time of one operation")}</caption>\n'
         f'<thead><tr><th scope="col">workload</th>{head}</tr></thead>\n<tbody>\n{"".join(rows)}</tbody></table></div>\n'
     )
 

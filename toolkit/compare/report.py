@@ -1,4 +1,4 @@
-"""The table for a terminal, readable in 100 columns: workloads down, techniques across."""
+"""The tables for a terminal, readable in 100 columns: workloads down, techniques across."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from toolkit.compare import quantity
 from toolkit.compare.results import TOTAL, Report, Result, Status
 from toolkit.compare.statistics import ratio
-from toolkit.compare.techniques import REFERENCE
+from toolkit.compare.techniques import FAMILIES, REFERENCE
 from toolkit.compare.workloads import other_name
 
 if TYPE_CHECKING:
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from rich.text import Text
 
 MOST_SIDE_BY_SIDE = 4  # techniques whose cells fit 100 columns with ratio and exits in one line
+MOST_IN_A_TABLE = 5  # techniques; with more of them there is a table for each family
 LEAST_SHOWN = 0.005  # exits an operation
 BUSY = 1.0  # load average before a comparison, above which something runs all the time
 STYLES = {Status.OK: "", Status.UNSUPPORTED: "dim", Status.FAILED: "bold red"}
@@ -88,25 +89,40 @@ def details(result: Result, reference: Result | None) -> list[str]:
     return parts
 
 
-def table(report: Report) -> Table:
-    """The table itself."""
+def groups(report: Report) -> list[tuple[str, tuple[str, ...]]]:
+    """The tables: what each is called, and its techniques, the reference first. One without a name if it holds all."""
+    present = report.techniques
+    if len(present) <= MOST_IN_A_TABLE:
+        return [("", present)]
+    title_of = {technique.name: family.title for family in FAMILIES for technique in family.techniques}
+    grouped: dict[str, list[str]] = {}
+    for technique in present:
+        if technique != REFERENCE:
+            grouped.setdefault(title_of.get(technique, "Others"), []).append(technique)
+    first = (REFERENCE,) if REFERENCE in present else ()
+    return [(title, (*first, *techniques)) for title, techniques in grouped.items()]
+
+
+def table(report: Report, techniques: Sequence[str], notes: Notes, title: str = "") -> Table:
+    """One table: `techniques` side by side. `notes` are those of the whole report."""
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
     from rich.text import Text
 
-    grid = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1), caption_justify="left")
+    grid = Table(
+        box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1), title=title or None, title_justify="left", title_style="bold"
+    )
     grid.add_column("workload", no_wrap=True)
-    for technique in report.techniques:
+    for technique in techniques:
         grid.add_column(technique, justify="right", no_wrap=True)
-    between = " · " if len(report.techniques) <= MOST_SIDE_BY_SIDE else "\n"
-    notes = Notes(report)
+    between = " · " if len(techniques) <= MOST_SIDE_BY_SIDE else "\n"
     for workload in report.workloads:
         literature = other_name(workload)
         name = Text(workload, style="bold")
         if literature:
             name.append(f"\n{literature}", style="dim")
         reference = report.find(REFERENCE, workload)
-        grid.add_row(name, *(_cell(report.find(t, workload), reference, notes, between) for t in report.techniques))
+        grid.add_row(name, *(_cell(report.find(t, workload), reference, notes, between) for t in techniques))
     return grid
 
 
@@ -117,7 +133,8 @@ def _cell(result: Result | None, reference: Result | None, notes: Notes, between
         return Text("not measured", style="dim")
     measured = result.estimate
     if measured is None:
-        return Text(f"{result.status.value} [{notes.number(result)}]", style=STYLES[result.status])
+        apart = " " if between.strip() else "\n"
+        return Text(f"{result.status.value}{apart}[{notes.number(result)}]", style=STYLES[result.status])
     cell = Text(quantity.time(measured.median), style="bold")
     cell.append(f" {quantity.spread(measured.spread)}", style="dim not bold")
     more = details(result, reference)
@@ -173,11 +190,13 @@ def render(report: Report, *, by_reason: bool = False) -> Iterator[RenderableTyp
     """Everything that is printed; `by_reason`: also what the exits were."""
     from rich.text import Text
 
+    notes = Notes(report)
     if report.results:
-        yield table(report)
+        for title, techniques in groups(report):
+            yield table(report, techniques, notes, title)
     if by_reason:
         yield exits_table(report)
-    yield from notes_lines(Notes(report))
+    yield from notes_lines(notes)
     for line in footer(report):
         yield Text(line, style="dim")
 

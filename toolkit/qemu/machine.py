@@ -37,7 +37,7 @@ from minivmm.outcome import Outcome, RunResult
 from toolkit.qemu.console import SerialLine
 from toolkit.qemu.ending import Ending, complaints, ending
 from toolkit.qemu.errors import QemuError, QemuMissing
-from toolkit.qemu.find import find_qemu
+from toolkit.qemu.find import INSTALL, find_qemu
 from toolkit.qemu.microvm import Accelerator, DiskLike, Microvm, Shape
 from toolkit.qemu.process import QemuProcess
 
@@ -131,13 +131,13 @@ class QemuMachine:
         """
         if self._thread is not None or self._closed:
             raise ConfigError("this machine has run: a QemuMachine runs once")
-        binary = find_qemu("x86_64")
+        binary = find_qemu(self.config.target)
         accelerator = self.config.accelerator.value
         if accelerator not in binary.accelerators:
             raise QemuMissing(
                 f"{binary.path} has no accelerator {accelerator}",
                 cause=f"it was built with {', '.join(binary.accelerators)}",
-                remedy="sudo apt install qemu-system-x86",
+                remedy=INSTALL[binary.target],
             )
         self._thread = threading.Thread(target=self._run_loop, name="vtk-qemu", daemon=True)
         self._thread.start()
@@ -308,7 +308,7 @@ class QemuMachine:
             async with asyncio.timeout(max(CONSOLE_TIMEOUT, timeout - seconds)):
                 for _ in self._lines:
                     await self._consoles.acquire()
-        outcome, detail, code = ending(self._events, returncode, self._process.words, self._asked)
+        outcome, detail, code = ending(self._events, returncode, self._process.words, self._asked, self.config.target)
         console = b"".join(line.output for line in self._lines)
         return RunResult(outcome, detail, code, console=console, seconds=seconds, exits=_exits(self._stats))
 

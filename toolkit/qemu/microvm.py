@@ -60,6 +60,10 @@ class Shape(Protocol):
     def inherited(self) -> Sequence[int]:
         """Descriptors of ours, named on the command line, that QEMU is given."""
 
+    @property
+    def target(self) -> str:
+        """The processor: of toolkit.qemu.find.TARGETS."""
+
     def check(self) -> None:
         """Raises VtkError for what QEMU would refuse less clearly."""
 
@@ -87,6 +91,7 @@ class Microvm:
     cpu: str | None = None
     """QEMU's CPU model; None is `host` under KVM and `max` under TCG."""
     inherited: Sequence[int] = ()
+    target: str = "x86_64"
 
     def check(self) -> None:
         """Raises ImageError or ConfigError for what QEMU would refuse less clearly, or not at all."""
@@ -108,7 +113,7 @@ class Microvm:
                 f"{slots} virtio devices do not fit", cause=f"a microvm without ACPI has {VIRTIO_SLOTS} slots"
             )
         for disk in self.disks:
-            _check_disk(disk)
+            check_disk(disk)
         _check_image(self.image, self.memory, self.cmdline)
 
     def arguments(self, binary: str, *, qmp: int, serial: int, hvc: int | None, paused: bool) -> list[str]:
@@ -128,7 +133,7 @@ class Microvm:
             *("-device", "pvpanic", "-device", "i8042", "-trace", RESET_TRACE),
         ]
         for index, disk in enumerate(self.disks):
-            arguments += ["-blockdev", json.dumps(_block_node(index, disk))]
+            arguments += ["-blockdev", json.dumps(block_node(index, disk))]
             arguments += ["-device", f"virtio-blk-device,drive=disk{index},rerror=report,werror=report"]
         if hvc is not None:
             arguments += ["-device", "virtio-serial-device", "-chardev", f"socket,id=hvc,fd={hvc}"]
@@ -159,7 +164,8 @@ def _check_image(image: Path, memory: int, cmdline: str) -> None:
         guest_memory.close()
 
 
-def _check_disk(disk: DiskLike) -> None:
+def check_disk(disk: DiskLike) -> None:
+    """Raises ImageError for a file that cannot be a disk."""
     try:
         with open(disk.path, "rb" if disk.read_only else "r+b"):
             return
@@ -169,7 +175,7 @@ def _check_disk(disk: DiskLike) -> None:
         ) from error
 
 
-def _block_node(index: int, disk: DiskLike) -> dict[str, Any]:
+def block_node(index: int, disk: DiskLike) -> dict[str, Any]:
     """The -blockdev of one raw file. JSON, because a comma in a file name would end a plain option."""
     return {
         "driver": "raw",

@@ -90,6 +90,8 @@ def launch(machine: MachineDirectory, config: MachineConfig, how: Launch) -> Non
         _check_readable(file)
     if config.kernel:
         _check_kernel(config.kernel)
+    if how.incoming is None and config.disk and presence.left_behind(machine):
+        _reclaim(machine / "disk.qcow2")
     try:
         running = presence.claim(machine, how.slot)
     except OSError as error:
@@ -103,13 +105,12 @@ def launch(machine: MachineDirectory, config: MachineConfig, how: Launch) -> Non
 def _spawn(machine: MachineDirectory, config: MachineConfig, how: Launch, line: list[str], running: int) -> None:
     inherited = [running]
     if how.incoming is None:
-        if config.disk and presence.left_behind(machine):
-            _reclaim(machine / "disk.qcow2")
         presence.forget(machine)
         if (machine / "console.log").exists():
             (machine / "console.log").replace(machine / "console.log.1")
     else:
         inherited.append(how.incoming)
+    presence.expect(machine, how.slot)
     (machine / "qemu.log").unlink(missing_ok=True)
     with contextlib.ExitStack() as held:
         # The sockets listen before QEMU is there: who connects early waits, and nobody finds them missing.

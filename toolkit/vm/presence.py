@@ -21,7 +21,7 @@ import time
 from pathlib import Path
 
 from toolkit.vm.directory import MachineDirectory
-from toolkit.vm.errors import WrongState
+from toolkit.vm.errors import StateError, WrongState
 
 FLOCK = struct.Struct("hhqqi4x")  # struct flock on 64-bit Linux: l_type, l_whence, l_start, l_len, l_pid
 RUNNING = "running"
@@ -69,6 +69,27 @@ def claim(machine: MachineDirectory, slot: str = "") -> int:
     return fd
 
 
+def expect(machine: MachineDirectory, slot: str) -> None:
+    """A process is about to be started in `slot`: its pid file is there, and empty until the process has locked it.
+
+    Raises StateError.
+    """
+    file = machine / (PID_FILE + slot)
+    try:
+        os.close(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600))
+    except OSError as error:
+        raise StateError(f"{file} cannot be written", cause=error.strerror or str(error)) from error
+
+
+def is_expected(machine: MachineDirectory, slot: str) -> bool:
+    """Whether the process in `slot`, which lives without a locked pid file, will have one. Else it is ending.
+
+    QEMU writes to its pid file as soon as it has locked it, and removes it before it ends. Then the kernel takes its
+    memory down, and drops its locks last: 10 ms for a small guest, a second and more for a Linux under TCG.
+    """
+    return _size(machine / (PID_FILE + slot)) == 0
+
+
 def is_alive(machine: MachineDirectory, slot: str | None = None) -> bool:
     """Whether the machine's process lives, or the one in `slot`."""
     return any(_lock_on(machine / (RUNNING + one)) is not None for one in (SLOTS if slot is None else (slot,)))
@@ -81,7 +102,7 @@ def process_id(machine: MachineDirectory, slot: str | None = None) -> int | None
 
 def left_behind(machine: MachineDirectory) -> bool:
     """Whether the last process ended without removing its pid file, which QEMU does whenever it can."""
-    return any((machine / (PID_FILE + slot)).exists() for slot in SLOTS)
+    return any(_size(machine / (PID_FILE + slot)) for slot in SLOTS)
 
 
 def forget(machine: MachineDirectory, slot: str | None = None) -> None:
@@ -117,6 +138,14 @@ def kill(machine: MachineDirectory, timeout: float, slot: str | None = None) -> 
             finally:
                 os.close(pidfd)
     return wait_for_end(machine, timeout, slot)
+
+
+def _size(file: Path) -> int | None:
+    """Bytes; None when it is not there."""
+    try:
+        return file.stat().st_size
+    except OSError:
+        return None
 
 
 def _lock_on(file: Path) -> int | None:

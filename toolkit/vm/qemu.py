@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import socket
+import time
 from dataclasses import replace
 from typing import Any
 
@@ -17,14 +18,15 @@ from toolkit.vm.provider import Figures, MachineConfig, Migration, Snapshot, Sta
 from toolkit.vm.q35 import BALLOON, Launch
 
 QUIT_TIMEOUT = 3.0  # seconds QEMU has to close its disks before it is killed
+END_TIMEOUT = 3.0  # seconds that a process which is ending is waited for, before that is told
 CONSOLE_TIMEOUT = 5.0
+SHUTDOWN = "shutdown"  # QMP's RunState of a process that is about to end (there is no -no-shutdown)
 
 STATES = {
     "running": State.RUNNING,
     "inmigrate": State.STARTING,
     "guest-panicked": State.PANICKED,
     "internal-error": State.CRASHED,
-    "shutdown": State.STOPPED,
 }
 """QMP's RunState; every other one (paused, suspended, io-error, …) is a machine that stands still."""
 
@@ -33,23 +35,21 @@ class QemuProvider:
     """See provider.Provider."""
 
     def status(self, machine: MachineDirectory) -> Status:
-        """Costs 0.1 s when the machine has a process, for QMP is asked."""
-        from toolkit.vm.monitor import execute
-
-        slot = presence.slot_of(machine)
-        if slot is None:
-            return _ended(machine)
-        pid = presence.process_id(machine, slot)
-        if pid is None:
-            return Status(State.STARTING)
-        try:
-            answer = execute(machine, "query-status")["status"]
-        except (MonitorSilent, QemuError) as error:
-            if presence.slot_of(machine) != slot:  # it has ended, or moved to another process
-                return self.status(machine)
-            return Status(State.SILENT, pid, machine.holder() or error.cause)
-        state = STATES.get(answer, State.PAUSED)
-        return Status(state, pid, "" if answer == state.value else f"QEMU: {answer}")
+        """Costs 0.1 s when the machine has a process, for QMP is asked; END_TIMEOUT at most when that is ending."""
+        deadline = time.monotonic() + END_TIMEOUT
+        pid = None
+        while (slot := presence.slot_of(machine)) is not None:
+            expected, pid = presence.is_expected(machine, slot), presence.process_id(machine, slot)
+            if pid is not None:
+                status = _asked(machine, slot, pid)
+                if status is not None:
+                    return status
+            elif expected:
+                return Status(State.STARTING)
+            if time.monotonic() >= deadline:
+                return Status(State.SILENT, pid, "the machine has ended, and its process has not")
+            time.sleep(presence.POLL_PERIOD)
+        return _ended(machine)
 
     def start(self, machine: MachineDirectory, *, paused: bool = False) -> list[str]:
         """Raises QemuMissing, QemuError with QEMU's words, ImageError, StateError, WrongState."""
@@ -200,6 +200,22 @@ class QemuProvider:
                 cause=error.strerror or str(error),
                 remedy=f"vtk vm show {machine.name}",
             ) from error
+
+
+def _asked(machine: MachineDirectory, slot: str, pid: int) -> Status | None:
+    """What QEMU says; None when its process is ending, or has handed the machine over to another."""
+    from toolkit.vm.monitor import execute
+
+    try:
+        answer = execute(machine, "query-status")["status"]
+    except (MonitorSilent, QemuError) as error:
+        if (presence.slot_of(machine), presence.process_id(machine, slot)) != (slot, pid):
+            return None
+        return Status(State.SILENT, pid, machine.holder() or error.cause)
+    if answer == SHUTDOWN:
+        return None
+    state = STATES.get(answer, State.PAUSED)
+    return Status(state, pid, "" if answer == state.value else f"QEMU: {answer}")
 
 
 def _ended(machine: MachineDirectory) -> Status:

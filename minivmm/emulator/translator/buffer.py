@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import mmap
 import os
+import struct
 from collections.abc import Callable
 
 from minivmm.errors import HostError
@@ -18,6 +19,7 @@ _libc.mmap.restype = ctypes.c_void_p
 _libc.mmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long)
 _libc.munmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t)
 _FAILED = ctypes.c_void_p(-1).value
+_DISPLACEMENT = struct.Struct("<i")  # of a relative jump, from its own end
 ALIGNMENT = 16  # bytes: where a block begins
 
 
@@ -56,17 +58,17 @@ class CodeBuffer:
     def append(self, code: bytes | bytearray) -> int:
         """Puts code behind what is there, aligned; returns its offset. There must be room."""
         start = self.used
-        self._writable[start : start + len(code)] = bytes(code)
+        self._writable[start : start + len(code)] = code
         self.used = start + len(code) + ALIGNMENT - 1 & ~(ALIGNMENT - 1)
         return start
 
     def redirect(self, at: int, target: int) -> None:
         """Makes the relative jump whose displacement is at offset `at` go to offset `target`."""
-        self._writable[at : at + 4] = (target - at - 4 & 0xFFFF_FFFF).to_bytes(4, "little")
+        _DISPLACEMENT.pack_into(self._writable, at, target - at - 4)
 
     def target_of(self, at: int) -> int:
         """Where the relative jump whose displacement is at offset `at` goes."""
-        return at + 4 + int.from_bytes(self._writable[at : at + 4], "little", signed=True)
+        return at + 4 + int(_DISPLACEMENT.unpack_from(self._writable, at)[0])
 
     def reset(self, keep: int) -> None:
         """Forgets all code but the first `keep` bytes."""

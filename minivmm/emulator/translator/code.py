@@ -20,11 +20,12 @@ from minivmm.emulator.physical import PAGE_SHIFT, AddressSpace
 from minivmm.emulator.system import SYSTEM
 from minivmm.emulator.translator import sse, x86
 from minivmm.emulator.translator.buffer import CodeBuffer
-from minivmm.emulator.translator.emit import ENDS
+from minivmm.emulator.translator.emit import EMIT, ENDS
 from minivmm.emulator.translator.emit_atomics import ATOMICS
-from minivmm.emulator.translator.emit_floating import EMIT
+from minivmm.emulator.translator.emit_floating import FLOATING
 from minivmm.emulator.translator.emit_system import is_storage, system
 from minivmm.emulator.translator.emitter import Emitter, Host
+from minivmm.emulator.translator.places import PLACES
 from minivmm.emulator.translator.registers import BUDGET_REGISTER, HOST, SAVED, STATE, slot
 from minivmm.emulator.translator.routines import ROUTINES
 from minivmm.emulator.translator.sites import Kind, Site
@@ -42,8 +43,8 @@ if TYPE_CHECKING:
 BLOCK_ROOM = 64 << 10  # bytes: more than the longest block can need
 _M64 = (1 << 64) - 1
 _OFFSET_MASK = PAGE_SIZE - 1
-_EMIT = EMIT | ATOMICS
-_ROUTINES = ROUTINES | MISSES
+_EMIT = EMIT | ATOMICS | FLOATING
+_ROUTINES = ROUTINES | MISSES | PLACES
 
 
 class TranslatedBlock:
@@ -94,6 +95,8 @@ class TranslatedCode(CodeCache):
         self.translated_bytes = 0
         """Machine code made so far."""
         self._delivers = hart.delivers
+        self._state = hart.state
+        self._new_place = _no_place if hart.delivers else hart.state.place
         marks = (ctypes.c_ubyte * (space.ram.size >> PAGE_SHIFT))()
         self._pages = _MarkedPages(marks)
         self._host = Host(space.ram.host_address, space.ram.size, ctypes.addressof(marks))
@@ -125,7 +128,7 @@ class TranslatedCode(CodeCache):
             self.sites.append(site)
             return len(self.sites) - 1, site
 
-        return Emitter(regime, new_site, self._host, self._delivers)
+        return Emitter(regime, new_site, self._new_place, self._host, self._delivers)
 
     def _routine(self, regime: TranslatingRegime, name: str) -> int:
         """Where a routine of a regime is in the buffer."""
@@ -159,7 +162,7 @@ class TranslatedCode(CodeCache):
         instructions = self._gather(regime, pc, offset)
         if not instructions:
             return super()._make(regime, pc, offset, 1)
-        return self._translate(regime, instructions)  # type: ignore[arg-type]
+        return self._translate(regime, instructions, offset)  # type: ignore[arg-type]
 
     def _gather(self, regime: Regime, pc: int, offset: int) -> list[tuple[int, Decoded]]:
         """The instructions to translate from `pc`, at `offset` in RAM; none when the first one is to be interpreted."""
@@ -179,7 +182,10 @@ class TranslatedCode(CodeCache):
             offset += decoded.size
         return found
 
-    def _translate(self, regime: TranslatingRegime, instructions: list[tuple[int, Decoded]]) -> TranslatedBlock:
+    def _translate(
+        self, regime: TranslatingRegime, instructions: list[tuple[int, Decoded]], offset: int
+    ) -> TranslatedBlock:
+        """The machine code of instructions that are at `offset` in RAM."""
         first, (last, final) = instructions[0][0], instructions[-1]
         end = last + final.size & _M64
         block = TranslatedBlock(first, len(instructions), end)
@@ -197,10 +203,8 @@ class TranslatedCode(CodeCache):
                 ending(emitter, decoded, chained)
             elif decoded.name in SYSTEM:
                 system(emitter, decoded, chained)
-            elif (emit := _EMIT.get(decoded.name)) is not None:
-                emit(emitter, decoded)
             else:
-                emitter.call()
+                _EMIT[decoded.name](emitter, decoded)
         if final.name not in ENDS and (final.name not in SYSTEM or is_storage(final, regime.fetch_mode)):
             emitter.go(x86.JMP, end, chained(end))
         emitter.finish()
@@ -211,12 +215,10 @@ class TranslatedCode(CodeCache):
             site.resume = block.entry + at
             pc, decoded = instructions[site.index]
             site.following = pc + decoded.size & _M64
-            site.decoded = decoded
         for at, site in emitter.chains:
             site.place = block.start + at
         self.made += 1
-        start = self._locate(regime, first)
-        self._cover(start, start + (end - first & _M64), block.count)
+        self._cover(offset, offset + (end - first & _M64), block.count)
         return block
 
     # --- chaining ----------------------------------------------------------------------------------------------------
@@ -242,6 +244,7 @@ class TranslatedCode(CodeCache):
         self.buffer.reset(self._kept)
         self.sites.clear()
         self._routines.clear()
+        self._state.forget_places()
 
     # --- who writes into code ----------------------------------------------------------------------------------------
     def note_store(self, offset: int, size: int) -> bool:
@@ -272,3 +275,7 @@ class TranslatedCode(CodeCache):
     def close(self) -> None:
         """Gives the buffer back."""
         self.buffer.close()
+
+
+def _no_place() -> None:
+    """As State.place: every load and store looks into the TLB."""

@@ -28,6 +28,30 @@ def emits(*names: str) -> Callable[[Emit], Emit]:
     return register
 
 
+MAX_READY = 1 << 14  # instructions
+_READY: dict[int, bytes] = {}
+
+
+def emits_alike(*names: str) -> Callable[[Emit], Emit]:
+    """As `emits`, where an instruction's code depends on nothing but its own bits and is never left: made once."""
+
+    def register(function: Emit) -> Emit:
+        def emit(e: Emitter, d: Decoded) -> None:
+            code = _READY.get(d.raw)
+            if code is not None:
+                e.code += code
+                return
+            start = len(e.code)
+            function(e, d)
+            if len(_READY) >= MAX_READY:
+                _READY.clear()
+            _READY[d.raw] = bytes(e.code[start:])
+
+        return emits(*names)(emit)
+
+    return register
+
+
 _ALU = {"add": Alu.ADD, "sub": Alu.SUB, "and": Alu.AND, "or": Alu.OR, "xor": Alu.XOR}
 _ALU_IMM = {"andi": Alu.AND, "ori": Alu.OR, "xori": Alu.XOR}
 _WORD = {"addw": Alu.ADD, "subw": Alu.SUB}
@@ -57,7 +81,7 @@ def _constant(e: Emitter, rd: int, value: int) -> None:
         e.commit(rd, RAX)
 
 
-@emits("addi")
+@emits_alike("addi")
 def _addi(e: Emitter, d: Decoded) -> None:
     if not d.rd:
         return
@@ -85,7 +109,7 @@ def _addi(e: Emitter, d: Decoded) -> None:
     e.commit(d.rd, to)
 
 
-@emits(*_ALU_IMM)
+@emits_alike(*_ALU_IMM)
 def _alu_imm(e: Emitter, d: Decoded) -> None:
     if not d.rd:
         return
@@ -107,7 +131,7 @@ def _alu_imm(e: Emitter, d: Decoded) -> None:
     e.commit(d.rd, to)
 
 
-@emits(*_ALU)
+@emits_alike(*_ALU)
 def _binary(e: Emitter, d: Decoded) -> None:
     if not d.rd:
         return
@@ -138,7 +162,7 @@ def _binary(e: Emitter, d: Decoded) -> None:
             e.alu(operation, own, d.rs2)
 
 
-@emits("addiw")
+@emits_alike("addiw")
 def _addiw(e: Emitter, d: Decoded) -> None:
     if not d.rd:
         return
@@ -164,7 +188,7 @@ def _deliver_word(e: Emitter, rd: int, host: Reg) -> None:
     e.commit(rd, to)
 
 
-@emits(*_WORD)
+@emits_alike(*_WORD)
 def _word(e: Emitter, d: Decoded) -> None:
     if d.rd:
         e.move(RAX, d.rs1, False)
@@ -176,7 +200,7 @@ def _shift_of(name: str) -> Shift:
     return Shift.SAR if name.startswith("sra") else _SHIFT[name[:2]]
 
 
-@emits("slli", "srli", "srai")
+@emits_alike("slli", "srli", "srai")
 def _shift_imm(e: Emitter, d: Decoded) -> None:
     if not d.rd:
         return
@@ -189,7 +213,7 @@ def _shift_imm(e: Emitter, d: Decoded) -> None:
     e.commit(d.rd, to)
 
 
-@emits("slliw", "srliw", "sraiw")
+@emits_alike("slliw", "srliw", "sraiw")
 def _shift_imm_word(e: Emitter, d: Decoded) -> None:
     if d.rd:
         e.move(RAX, d.rs1, False)
@@ -198,7 +222,7 @@ def _shift_imm_word(e: Emitter, d: Decoded) -> None:
         _deliver_word(e, d.rd, RAX)
 
 
-@emits("sll", "srl", "sra", "sllw", "srlw", "sraw")
+@emits_alike("sll", "srl", "sra", "sllw", "srlw", "sraw")
 def _shift(e: Emitter, d: Decoded) -> None:
     if not d.rd:
         return
@@ -212,7 +236,7 @@ def _shift(e: Emitter, d: Decoded) -> None:
         _deliver_word(e, d.rd, RAX)
 
 
-@emits("slt", "sltu", "slti", "sltiu")
+@emits_alike("slt", "sltu", "slti", "sltiu")
 def _set(e: Emitter, d: Decoded) -> None:
     if not d.rd:
         return
@@ -225,7 +249,7 @@ def _set(e: Emitter, d: Decoded) -> None:
     e.commit(d.rd, RAX)
 
 
-@emits("mul", "mulw")
+@emits_alike("mul", "mulw")
 def _multiply(e: Emitter, d: Decoded) -> None:
     if not d.rd:
         return
@@ -244,7 +268,7 @@ def _multiply(e: Emitter, d: Decoded) -> None:
         _deliver_word(e, d.rd, RAX)
 
 
-@emits("mulh", "mulhu", "mulhsu")
+@emits_alike("mulh", "mulhu", "mulhsu")
 def _multiply_high(e: Emitter, d: Decoded) -> None:
     if not d.rd:
         return
@@ -257,7 +281,7 @@ def _multiply_high(e: Emitter, d: Decoded) -> None:
     e.commit(d.rd, RDX)
 
 
-@emits("div", "divu", "rem", "remu", "divw", "divuw", "remw", "remuw")
+@emits_alike("div", "divu", "rem", "remu", "divw", "divuw", "remw", "remuw")
 def _divide(e: Emitter, d: Decoded) -> None:
     """7.2, table 7.1: division by zero gives all ones, and the dividend as the remainder; overflow wraps."""
     if not d.rd:
@@ -294,11 +318,11 @@ _STORE_SIZE = {"sb": 1, "sh": 2, "sw": 4, "sd": 8}
 
 @emits(*_LOAD_SIZE)
 def _load(e: Emitter, d: Decoded) -> None:
-    site = e.host_address(e.tables.read_at, d, _LOAD_SIZE[d.name], Kind.LOAD)
+    site, base, displacement = e.operand(e.tables.read_at, d, _LOAD_SIZE[d.name], Kind.LOAD)
     site.name, site.register = d.name, d.rd
     own = HOST.get(d.rd)
     to = own if own is not None else RAX
-    e.put(x86.load(d.name, to, RAX))
+    e.put(x86.load_indexed(d.name, to, base, RCX, displacement))
     if d.rd:
         e.commit(d.rd, to)
     e.resume(site)
@@ -306,9 +330,9 @@ def _load(e: Emitter, d: Decoded) -> None:
 
 @emits(*_STORE_SIZE)
 def _store(e: Emitter, d: Decoded) -> None:
-    site = e.host_address(e.tables.write_at, d, _STORE_SIZE[d.name], Kind.STORE)
+    site, base, displacement = e.operand(e.tables.write_at, d, _STORE_SIZE[d.name], Kind.STORE)
     site.name, site.register = d.name, d.rs2
-    e.put(x86.store(_STORE_SIZE[d.name], RAX, e.source(d.rs2, RDX)))
+    e.put(x86.store_indexed(_STORE_SIZE[d.name], base, RCX, displacement, e.source(d.rs2, RDX)))
     e.resume(site)
 
 

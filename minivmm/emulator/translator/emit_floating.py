@@ -7,12 +7,14 @@ mode of its own changes MXCSR for itself.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from minivmm.emulator.decoder import Decoded
 from minivmm.emulator.instructions import DYNAMIC, RTZ
 from minivmm.emulator.mmu import FloatingState
 from minivmm.emulator.softfloat import DOUBLE, SINGLE, Format
 from minivmm.emulator.translator import sse, x86
-from minivmm.emulator.translator.emit import EMIT, emits
+from minivmm.emulator.translator.emit import Emit
 from minivmm.emulator.translator.emitter import RAX, RCX, RDX, Emitter
 from minivmm.emulator.translator.floating import ROUNDING_CONTROL
 from minivmm.emulator.translator.registers import HOST, STATE, floating_slot
@@ -20,6 +22,20 @@ from minivmm.emulator.translator.sites import Kind
 from minivmm.emulator.translator.sse import XMM0, XMM1, XMM2, Fma, Packed, Sse
 from minivmm.emulator.translator.state import OTHER_MXCSR, RBP_OFFSET, ROUNDING
 from minivmm.emulator.translator.x86 import Alu, Cond, Reg, Shift, Unary
+
+FLOATING: dict[str, Emit] = {}
+"""As emit.EMIT."""
+
+
+def _emits(*names: str) -> Callable[[Emit], Emit]:
+    """Registers the function for these instructions."""
+
+    def register(function: Emit) -> Emit:
+        FLOATING.update(dict.fromkeys(names, function))
+        return function
+
+    return register
+
 
 _FORMS: dict[str, Format] = {"s": SINGLE, "d": DOUBLE}
 _PREFIX = {32: sse.SINGLE, 64: sse.DOUBLE}
@@ -38,7 +54,7 @@ def _form(decoded: Decoded) -> Format:
 
 def _rounds(e: Emitter, d: Decoded) -> bool:
     """Whether MXCSR has the instruction's rounding mode, or can get it."""
-    return e.floating is FloatingState.ON if d.rm == DYNAMIC else d.rm in ROUNDING_CONTROL
+    return e.regime.floating is FloatingState.ON if d.rm == DYNAMIC else d.rm in ROUNDING_CONTROL
 
 
 def _rounded(e: Emitter, d: Decoded, *parts: bytes) -> None:
@@ -112,18 +128,18 @@ def _canonical(e: Emitter, form: Format) -> None:
 
 
 def _by_python(e: Emitter, d: Decoded) -> None:
-    e.call()
+    e.resume(e.call(x86.JMP, d))
     if d.instruction.format.syntax.startswith("f"):
         e.boxed.discard(d.rd)
 
 
 # --- memory ----------------------------------------------------------------------------------------------------------
-@emits("flw", "fld")
+@_emits("flw", "fld")
 def _load(e: Emitter, d: Decoded) -> None:
     form = SINGLE if d.name == "flw" else DOUBLE
-    site = e.host_address(e.tables.read_at, d, form.bits // 8, Kind.LOAD)
+    site, base, displacement = e.operand(e.tables.read_at, d, form.bits // 8, Kind.LOAD)
     site.name, site.register = d.name, d.rd
-    e.put(x86.memory(b"\x8b", RAX, RAX, 0, form is DOUBLE))
+    e.put(x86.mov_load_indexed(RAX, base, RCX, displacement, form is DOUBLE))
     e.put(x86.mov_store(STATE, floating_slot(d.rd), RAX, form is DOUBLE))
     if form is SINGLE:
         e.boxed.discard(d.rd)  # also what Python loads is boxed, and both come by the same way from here
@@ -131,12 +147,13 @@ def _load(e: Emitter, d: Decoded) -> None:
     e.resume(site)
 
 
-@emits("fsw", "fsd")
+@_emits("fsw", "fsd")
 def _store(e: Emitter, d: Decoded) -> None:
     size = 4 if d.name == "fsw" else 8
-    site = e.host_address(e.tables.write_at, d, size, Kind.STORE)
+    site, base, displacement = e.operand(e.tables.write_at, d, size, Kind.STORE)
     site.name, site.register = d.name, d.rs2
-    e.put(x86.mov_load(RDX, STATE, floating_slot(d.rs2), size == 8), x86.store(size, RAX, RDX))
+    e.put(x86.mov_load(RDX, STATE, floating_slot(d.rs2), size == 8))
+    e.put(x86.store_indexed(size, base, RCX, displacement, RDX))
     e.resume(site)
 
 
@@ -144,7 +161,7 @@ def _store(e: Emitter, d: Decoded) -> None:
 _BINARY = {"fadd": Sse.ADD, "fsub": Sse.SUB, "fmul": Sse.MUL, "fdiv": Sse.DIV}
 
 
-@emits(*(f"{name}.{letter}" for name in _BINARY for letter in _FORMS))
+@_emits(*(f"{name}.{letter}" for name in _BINARY for letter in _FORMS))
 def _binary(e: Emitter, d: Decoded) -> None:
     if not _rounds(e, d):
         _by_python(e, d)
@@ -160,7 +177,7 @@ def _binary(e: Emitter, d: Decoded) -> None:
     _put(e, form, d.rd)
 
 
-@emits("fsqrt.s", "fsqrt.d")
+@_emits("fsqrt.s", "fsqrt.d")
 def _square_root(e: Emitter, d: Decoded) -> None:
     if not _rounds(e, d):
         _by_python(e, d)
@@ -176,7 +193,7 @@ def _square_root(e: Emitter, d: Decoded) -> None:
 _FUSED = {"fmadd": Fma.MADD, "fmsub": Fma.MSUB, "fnmsub": Fma.NMADD, "fnmadd": Fma.NMSUB}
 
 
-@emits(*(f"{name}.{letter}" for name in _FUSED for letter in _FORMS))
+@_emits(*(f"{name}.{letter}" for name in _FUSED for letter in _FORMS))
 def _fused(e: Emitter, d: Decoded) -> None:
     form = _form(d)
     if not _rounds(e, d) or "fma" not in sse.features():
@@ -188,18 +205,18 @@ def _fused(e: Emitter, d: Decoded) -> None:
     _rounded(e, d, sse.fused(_prefix(form), _FUSED[d.name.partition(".")[0]], XMM0, XMM1, XMM2))
     # 11.6: infinity times zero plus a quiet NaN is invalid, but not on x86.
     e.put(sse.compare(_prefix(form), XMM0, XMM0, True))
-    site = e.call_aside(x86.jcc(Cond.P))
+    site = e.call(x86.jcc(Cond.P), d)
     _put(e, form, d.rd)
     e.resume(site)
 
 
-@emits("fmin.s", "fmin.d", "fmax.s", "fmax.d")
+@_emits("fmin.s", "fmin.d", "fmax.s", "fmax.d")
 def _choose(e: Emitter, d: Decoded) -> None:
     form, least = _form(d), d.name.startswith("fmin")
     _get(e, form, XMM0, d.rs1)
     _get(e, form, XMM1, d.rs2)
     e.put(sse.compare(_prefix(form), XMM0, XMM1, True))
-    site = e.call_aside(x86.jcc(Cond.P))
+    site = e.call(x86.jcc(Cond.P), d)
     different = e.jump(x86.jcc(Cond.NE))
     e.put(sse.bitwise(Packed.OR if least else Packed.AND, XMM0, XMM1))  # alike, or zeros of both signs
     end = e.jump(x86.JMP)
@@ -210,7 +227,7 @@ def _choose(e: Emitter, d: Decoded) -> None:
     e.resume(site)
 
 
-@emits("feq.s", "feq.d", "flt.s", "flt.d", "fle.s", "fle.d")
+@_emits("feq.s", "feq.d", "flt.s", "flt.d", "fle.s", "fle.d")
 def _compare(e: Emitter, d: Decoded) -> None:
     form, kind = _form(d), d.name[:3]
     _get(e, form, XMM0, d.rs1)
@@ -227,7 +244,7 @@ def _compare(e: Emitter, d: Decoded) -> None:
 
 
 # --- signs and bits --------------------------------------------------------------------------------------------------
-@emits("fsgnj.s", "fsgnj.d", "fsgnjn.s", "fsgnjn.d", "fsgnjx.s", "fsgnjx.d")
+@_emits("fsgnj.s", "fsgnj.d", "fsgnjn.s", "fsgnjn.d", "fsgnjx.s", "fsgnjx.d")
 def _inject_sign(e: Emitter, d: Decoded) -> None:
     form, name = _form(d), d.name.partition(".")[0]
     wide, sign = form is DOUBLE, form.bits - 1
@@ -249,7 +266,7 @@ def _inject_sign(e: Emitter, d: Decoded) -> None:
     _put_bits(e, form, d.rd, RAX)
 
 
-@emits("fmv.x.w", "fmv.x.d")
+@_emits("fmv.x.w", "fmv.x.d")
 def _move_out(e: Emitter, d: Decoded) -> None:
     if d.rd:
         own = HOST.get(d.rd)
@@ -259,13 +276,13 @@ def _move_out(e: Emitter, d: Decoded) -> None:
         e.commit(d.rd, to)
 
 
-@emits("fmv.w.x", "fmv.d.x")
+@_emits("fmv.w.x", "fmv.d.x")
 def _move_in(e: Emitter, d: Decoded) -> None:
     _put_bits(e, SINGLE if d.name == "fmv.w.x" else DOUBLE, d.rd, e.source(d.rs1, RAX))
 
 
 # --- conversions -----------------------------------------------------------------------------------------------------
-@emits("fcvt.s.d", "fcvt.d.s")
+@_emits("fcvt.s.d", "fcvt.d.s")
 def _convert(e: Emitter, d: Decoded) -> None:
     form, to = (DOUBLE, SINGLE) if d.name == "fcvt.s.d" else (SINGLE, DOUBLE)
     if not _rounds(e, d):
@@ -277,7 +294,7 @@ def _convert(e: Emitter, d: Decoded) -> None:
     _put(e, to, d.rd)
 
 
-@emits(*(f"fcvt.{kind}.{letter}" for kind in ("w", "wu", "l", "lu") for letter in _FORMS))
+@_emits(*(f"fcvt.{kind}.{letter}" for kind in ("w", "wu", "l", "lu") for letter in _FORMS))
 def _to_integer(e: Emitter, d: Decoded) -> None:
     """What the integer cannot hold goes to Python, before anything has set a flag that would be wrong (11.7)."""
     form, kind = _form(d), d.name.split(".")[1]
@@ -290,7 +307,7 @@ def _to_integer(e: Emitter, d: Decoded) -> None:
         bound = form.bias + (63 if wide else 32 if truncates else 31)
         e.put(sse.to_general(RAX, XMM0, form is DOUBLE), x86.shift_imm(Shift.SHR, RAX, form.fraction, form is DOUBLE))
         e.put(x86.alu_imm(Alu.CMP, RAX, bound, False))
-        site = e.call_aside(x86.jcc(Cond.AE))
+        site = e.call(x86.jcc(Cond.AE), d)
     convert = sse.to_integer(_prefix(form), RAX, XMM0, wide or not signed, truncates)
     if truncates:
         e.put(convert)
@@ -298,7 +315,7 @@ def _to_integer(e: Emitter, d: Decoded) -> None:
         _rounded(e, d, convert)
     if signed:  # the lowest number there is stands for: not to be held
         e.put(x86.alu_imm(Alu.CMP, RAX, 1, wide))
-        site = e.call_aside(x86.jcc(Cond.O))
+        site = e.call(x86.jcc(Cond.O), d)
     if d.rd:
         if not wide:
             e.put(x86.movsxd(RAX, RAX))
@@ -306,7 +323,7 @@ def _to_integer(e: Emitter, d: Decoded) -> None:
     e.resume(site)
 
 
-@emits(*(f"fcvt.{letter}.{kind}" for kind in ("w", "wu", "l", "lu") for letter in _FORMS))
+@_emits(*(f"fcvt.{letter}.{kind}" for kind in ("w", "wu", "l", "lu") for letter in _FORMS))
 def _from_integer(e: Emitter, d: Decoded) -> None:
     _, to, kind = d.name.split(".")
     form = _FORMS[to]
@@ -318,7 +335,7 @@ def _from_integer(e: Emitter, d: Decoded) -> None:
     site = None
     if wide and not signed:
         e.put(x86.compare_zero(RAX, RAX))
-        site = e.call_aside(x86.jcc(Cond.S))
+        site = e.call(x86.jcc(Cond.S), d)
     convert = sse.from_integer(_prefix(form), XMM0, RAX, wide or not signed)
     e.put(sse.clear(XMM0))
     if form is DOUBLE and not wide:  # exact
@@ -330,9 +347,6 @@ def _from_integer(e: Emitter, d: Decoded) -> None:
         e.resume(site)
 
 
-@emits("fclass.s", "fclass.d")
+@_emits("fclass.s", "fclass.d")
 def _classify(e: Emitter, d: Decoded) -> None:
     _by_python(e, d)
-
-
-__all__ = ["EMIT"]

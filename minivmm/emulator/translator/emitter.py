@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable
+from functools import lru_cache
 from typing import TYPE_CHECKING, NamedTuple
 
 from minivmm.emulator.decoder import Decoded
-from minivmm.emulator.mmu import FloatingState
 from minivmm.emulator.translator import x86
 from minivmm.emulator.translator.registers import BUDGET_REGISTER, HOST, STATE, slot
 from minivmm.emulator.translator.sites import Kind, Site
@@ -42,10 +42,14 @@ NewSite = Callable[[Kind, int, int], tuple[int, Site]]
 """Makes the site of a kind at an instruction (its index in the block and its address); also says its number."""
 
 
+NewPlace = Callable[[], int | None]
+"""A TLB entry that is for one load or store alone (state.State.place)."""
+
+
 class Emitter:
     """Collects the code of a block, and the stubs by which it is left."""
 
-    def __init__(self, regime: TranslatingRegime, site: NewSite, host: Host, delivers: bool) -> None:
+    def __init__(self, regime: TranslatingRegime, site: NewSite, place: NewPlace, host: Host, delivers: bool) -> None:
         self.code = bytearray()
         self.regime = regime
         self.tables: Tables = regime.tables
@@ -53,7 +57,13 @@ class Emitter:
         self.delivers = delivers
         """Whether translated code takes traps and returns from them."""
         self._site = site
+        self._new_place = place
         self._stubs: list[Callable[[], None]] = []
+        self._exits: list[tuple[int, int, bytes]] = []
+        """Offset of the displacement of a jump out, the number of its site, and what to do before."""
+        self._misses: list[tuple[int, int, bytes, str, bytes]] = []
+        """Offset behind a jump to be taken where a page is not known; where to go on; what makes of RAX the address and
+        what else the routine wants; the routine; what it is told."""
         self.to_exit: list[int] = []
         """Offsets of displacements of jumps to the common exit."""
         self.to_routines: list[tuple[int, str, TranslatingRegime]] = []
@@ -62,8 +72,6 @@ class Emitter:
         """Offset of a displacement, and the site its stub leaves at."""
         self.resumes: list[tuple[int, Site]] = []
         """Offset at which a site goes on."""
-        self.floating: FloatingState = regime.floating
-        """Of the block's regime."""
         self.boxed: set[int] = set()
         """Floating-point registers that hold a boxed single at this place in the block."""
         self.index = 0  # of the instruction in the block
@@ -84,7 +92,7 @@ class Emitter:
 
     def land(self, at: int) -> None:
         """The jump whose displacement is at `at` comes here."""
-        self.code[at : at + 4] = (len(self.code) - at - 4).to_bytes(4, "little", signed=True)
+        _DISPLACEMENT.pack_into(self.code, at, len(self.code) - at - 4)
 
     # --- operands ----------------------------------------------------------------------------------------------------
     def move(self, to: Reg, register: int, wide: bool = True) -> None:
@@ -135,61 +143,49 @@ class Emitter:
             self.put(x86.alu_memory_imm(Alu.CMP, STATE, slot(rs1), 0))
 
     # --- memory ------------------------------------------------------------------------------------------------------
+    def operand(self, table_at: int, decoded: Decoded, size: int, kind: Kind) -> tuple[Site, Reg, int]:
+        """What a load or store accesses is at RCX, the register and the displacement that are returned; or where the
+        TLB does not know, at the site."""
+        code, loads = self.code, table_at == self.tables.read_at
+        place = self._new_place()
+        if place is None:
+            entry = table_at - RBP_OFFSET
+            look_up = _look_up_tlb(decoded.rs1, decoded.imm, size, entry)
+            code += look_up.code
+            known = back = len(code)
+            code += x86.mov_load_indexed(RCX, STATE, RCX, entry + 8)
+            before, routine = look_up.address, "load_miss" if loads else "store_miss"
+        else:
+            look_up = _masked_address(decoded.rs1, decoded.imm, size)
+            code += look_up.code
+            code += _COMPARE_PLACE.pack(_COMPARE, place, _UNLESS)
+            known = len(code)
+            code += _LOAD_PLACE.pack(_LOAD, place + 8)
+            back = len(code)
+            before = look_up.address + _TELL_PLACE.pack(_TELL, place)
+            routine = "load_place" if loads else "store_place"
+        number, site = self._site(kind, self.index, self.pc)
+        self._misses.append((known, back, before, routine, MISS.pack(number, self.count - self.index - 1, self.pc)))
+        return site, look_up.base, look_up.displacement
+
     def host_address(self, table_at: int, decoded: Decoded, size: int, kind: Kind) -> Site:
         """RAX becomes the host's address of what a load or store accesses; where the TLB does not know, the site."""
-        base = HOST.get(decoded.rs1)
-        if base is None:
-            self.move(RAX, decoded.rs1)
-            if decoded.imm:
-                self.put(x86.alu_imm(Alu.ADD, RAX, decoded.imm))
-        elif decoded.imm:
-            self.put(x86.lea(RAX, base, decoded.imm))
-        else:
-            self.put(x86.mov(RAX, base))
-        entry = table_at - RBP_OFFSET
-        self.put(
-            x86.mov(RCX, RAX, False),
-            x86.shift_imm(Shift.SHR, RCX, 8, False),
-            x86.alu_imm(Alu.AND, RCX, INDEX_MASK, False),
-            x86.mov(RDX, RAX),
-            x86.alu_imm(Alu.AND, RDX, PAGE_MASK | size - 1),
-            x86.indexed(b"\x3b", RDX, STATE, RCX, entry),  # CMP
-        )
-        slow = self.jump(x86.jcc(Cond.NE))
-        known = len(self.code)
-        self.put(x86.indexed(b"\x03", RAX, STATE, RCX, entry + 8))  # ADD
-        number, site = self._site(kind, self.index, self.pc)
-        left, pc = self.count - self.index - 1, self.pc
-        miss = "load_miss" if table_at == self.tables.read_at else "store_miss"
-        self._stubs.append(lambda: self._miss(slow, known, miss, MISS.pack(number, left, pc)))
+        site, base, displacement = self.operand(table_at, decoded, size, kind)
+        self.put(x86.lea_indexed(RAX, base, RCX, displacement))
         return site
-
-    def _miss(self, at: int, known: int, routine: str, told: bytes) -> None:
-        """The stub for the jump at `at`: goes on at `known` when the routine has entered the page."""
-        self.land(at)
-        self.to_routine(routine, opcode=x86.CALL)
-        back = self.jump(x86.JMP)
-        self.code[back : back + 4] = (known - back - 4).to_bytes(4, "little", signed=True)
-        self.put(told)
 
     def resume(self, site: Site) -> None:
         """Behind the instruction: here the site goes on."""
         self.resumes.append((len(self.code), site))
 
     # --- the ways out ------------------------------------------------------------------------------------------------
-    def _leave(self, at: int, number: int, *first: bytes) -> None:
-        """The stub for the jump at `at`: says which site it is and goes to the common exit."""
-        self.land(at)
-        self.put(*first, x86.mov_store_imm32(STATE, SITE - RBP_OFFSET, number))
-        self.to_exit.append(self.jump(x86.JMP))
-
     def begin(self, count: int) -> None:
         """The block's first instructions: its cost comes off the budget."""
         self.count = count
         self.put(x86.alu_imm(Alu.SUB, BUDGET_REGISTER, count))
         at = self.jump(x86.jcc(Cond.S))
         number, _ = self._site(Kind.BUDGET, 0, self.pc)
-        self._stubs.append(lambda: self._leave(at, number, x86.alu_imm(Alu.ADD, BUDGET_REGISTER, count)))
+        self._exits.append((at, number, x86.alu_imm(Alu.ADD, BUDGET_REGISTER, count)))
 
     def system_site(self, decoded: Decoded) -> int:
         """The number of a site at which Python executes the instruction; the block is left there."""
@@ -205,7 +201,7 @@ class Emitter:
 
     def leave_when(self, at: int, number: int) -> None:
         """The jump leaves at a site."""
-        self.stub(lambda: self._leave(at, number))
+        self._exits.append((at, number, b""))
 
     def stub(self, stub: Callable[[], None]) -> None:
         """Makes code behind the block, when that is done."""
@@ -214,14 +210,6 @@ class Emitter:
     def to_routine(self, name: str, regime: TranslatingRegime | None = None, opcode: bytes = x86.JMP) -> None:
         """A jump to a routine of this or another regime."""
         self.to_routines.append((self.jump(opcode), name, regime or self.regime))
-
-    def call(self) -> Site:
-        """Python executes the instruction."""
-        number, site = self._site(Kind.CALL, self.index, self.pc)
-        self.put(x86.mov_store_imm32(STATE, SITE - RBP_OFFSET, number))
-        self.to_exit.append(self.jump(x86.JMP))
-        self.resume(site)
-        return site
 
     def aside(self, opcode: bytes, code: bytes) -> None:
         """A conditional jump to `code`, which is behind the block and comes back to here."""
@@ -235,11 +223,12 @@ class Emitter:
         place = self.jump(x86.JMP)
         self.code[place : place + 4] = (back - place - 4).to_bytes(4, "little", signed=True)
 
-    def call_aside(self, opcode: bytes) -> Site:
-        """A conditional jump to where Python executes the instruction, which is to be resumed at its end."""
+    def call(self, opcode: bytes, decoded: Decoded) -> Site:
+        """A jump, conditional or not, to where Python executes the instruction; its end is to be the site's resume."""
         at = self.jump(opcode)
         number, site = self._site(Kind.CALL, self.index, self.pc)
-        self._stubs.append(lambda: self._leave(at, number))
+        site.decoded = decoded
+        self._exits.append((at, number, b""))
         return site
 
     def go(self, opcode: bytes, target: int, chained: bool) -> None:
@@ -251,7 +240,7 @@ class Emitter:
         number, site = self._site(Kind.CHAIN, self.index, self.pc)
         site.target = target
         self.chains.append((at, site))
-        self._stubs.append(lambda: self._leave(at, number))
+        self._exits.append((at, number, b""))
 
     def _look_up(self, at: int, target: int) -> None:
         self.land(at)
@@ -281,5 +270,77 @@ class Emitter:
 
     def finish(self) -> None:
         """The stubs, behind the block."""
+        code, to_exit = self.code, self.to_exit
+        for known, back, before, routine, told in self._misses:
+            _DISPLACEMENT.pack_into(code, known - 4, len(code) - known)
+            code += before
+            self.to_routine(routine, opcode=x86.CALL)
+            code += x86.JMP
+            code += _DISPLACEMENT.pack(back - len(code) - 4)
+            code += told
+        for at, number, first in self._exits:
+            _DISPLACEMENT.pack_into(code, at, len(code) - at - 4)
+            code += first
+            code += _LEAVE.pack(_STORE_SITE, number, x86.JMP, 0)
+            to_exit.append(len(code) - 4)
         for stub in self._stubs:
             stub()
+
+
+_STORE_SITE = x86.mov_store_imm32(STATE, SITE - RBP_OFFSET, 0)[:-4]  # and the number
+_LEAVE = struct.Struct(f"<{len(_STORE_SITE)}sI{len(x86.JMP)}si")
+_DISPLACEMENT = struct.Struct("<i")  # of a relative jump, from its own end
+
+# With the displacement of a place (state.State.place), which is beyond 8 bits: CMP RDX, the jump, MOV RCX, MOV ECX.
+_FAR = 1 << 30
+_COMPARE = x86.memory(b"\x3b", RDX, STATE, _FAR)[:-4]
+_UNLESS = x86.jcc(Cond.NE) + bytes(4)
+_LOAD = x86.mov_load(RCX, STATE, _FAR)[:-4]
+_TELL = x86.mov_imm(RCX, _FAR)[:-4]
+_COMPARE_PLACE = struct.Struct(f"<{len(_COMPARE)}si{len(_UNLESS)}s")
+_LOAD_PLACE = struct.Struct(f"<{len(_LOAD)}si")
+_TELL_PLACE = struct.Struct(f"<{len(_TELL)}si")
+
+
+class _LookUp(NamedTuple):
+    """Code that looks an address up, and what goes with it."""
+
+    code: bytes
+    address: bytes  # what makes of RAX the address, after that
+    base: Reg  # the address is this register plus the displacement
+    displacement: int
+
+
+@lru_cache(1 << 14)
+def _masked_address(rs1: int, imm: int, size: int) -> _LookUp:
+    """RDX becomes what TLB entries are compared with: the page of x[rs1] + imm, and what keeps that from being aligned
+    to `size`."""
+    host = HOST.get(rs1)
+    if host is not None:
+        base, displacement = host, imm
+        before = b""
+        address = x86.lea(RAX, base, imm) if imm else x86.mov(RAX, base)
+    else:
+        base, displacement = RAX, 0
+        before = x86.mov_imm(RAX, imm)
+        if rs1:
+            before = x86.mov_load(RAX, STATE, slot(rs1)) + (x86.alu_imm(Alu.ADD, RAX, imm) if imm else b"")
+        address = b""
+    before += x86.lea(RDX, base, displacement) if displacement else x86.mov(RDX, base)
+    return _LookUp(before + x86.alu_imm(Alu.AND, RDX, PAGE_MASK | size - 1), address, base, displacement)
+
+
+@lru_cache(1 << 14)
+def _look_up_tlb(rs1: int, imm: int, size: int, entry: int) -> _LookUp:
+    """Looks x[rs1] + imm up in the TLB that is `entry` from RBP on; the code ends in the jump to take where that does
+    not know. RDX is what was compared, RCX the entry's index."""
+    made = _masked_address(rs1, imm, size)
+    check = (
+        made.code,
+        x86.mov(RCX, RDX, False),
+        x86.shift_imm(Shift.SHR, RCX, 8, False),
+        x86.alu_imm(Alu.AND, RCX, INDEX_MASK, False),
+        x86.indexed(b"\x3b", RDX, STATE, RCX, entry),  # CMP
+        x86.jcc(Cond.NE) + bytes(_DISPLACEMENT.size),
+    )
+    return made._replace(code=b"".join(check))

@@ -13,7 +13,6 @@ from minivmm.emulator.csr import CsrFile
 from minivmm.emulator.decoder import Decoded
 from minivmm.emulator.floating import BOXED, Floating
 from minivmm.emulator.hart import Hart
-from minivmm.emulator.instructions import FLOATING
 from minivmm.emulator.mmu import Mmu
 from minivmm.emulator.physical import PAGE_SHIFT, AddressSpace
 from minivmm.emulator.system import SYSTEM
@@ -219,14 +218,10 @@ class TranslatingHart(Hart):
     def _slow(self, site: Site) -> None:
         """Does what translated code could not. Raises Trap, CodeChanged, EndOfRun."""
         address, name, regime = self.state.fault[0], site.name, site.regime
-        if site.kind is Kind.CALL or site.kind is Kind.ATOMIC:
-            self._execute_interpreted(site)
-            return
-        floating = name[0] == "f"
-        size = _SIZE[name[2 if floating else 1]]
         if site.kind is Kind.LOAD:
+            size = _SIZE[name[2] if name[0] == "f" else name[1]]
             value = self.mmu.load(regime, address, size)
-            if floating:
+            if name[0] == "f":
                 self.floating.f[site.register] = value if size == 8 else value | BOXED
             elif site.register:
                 if len(name) == 2:  # no u: sign-extended
@@ -234,21 +229,23 @@ class TranslatingHart(Hart):
                     value = (value ^ sign) - sign & _M64
                 self.x[site.register] = value
             self._enter(regime.read, regime.tables.read_at, address, regime)
-        else:
-            self.mmu.store(regime, address, size, (self.floating.f if floating else self.x)[site.register])
+        elif site.kind is Kind.STORE:
+            size = _SIZE[name[2] if name[0] == "f" else name[1]]
+            self.mmu.store(regime, address, size, (self.floating.f if name[0] == "f" else self.x)[site.register])
             self._enter(regime.write, regime.tables.write_at, address, regime)
-
-    def _execute_interpreted(self, site: Site) -> None:
-        """What the interpreter does for the instruction. Raises Trap, CodeChanged, EndOfRun."""
-        decoded, regime = cast(Decoded, site.decoded), site.regime
-        if site.operation is None:
-            unit = self.floating if decoded.name in FLOATING else self.atomics
-            site.operation = unit.operation(regime, decoded)
-        site.operation()
-        if site.kind is Kind.ATOMIC:
-            loads = decoded.name[:2] == "lr"
-            pages, table_at = (regime.read, regime.tables.read_at) if loads else (regime.write, regime.tables.write_at)
-            self._enter(pages, table_at, self.state.fault[0], regime)
+        elif site.kind is Kind.CALL:
+            if site.operation is None:
+                site.operation = self.floating.operation(regime, cast(Decoded, site.decoded))
+            site.operation()
+        else:
+            decoded = cast(Decoded, site.decoded)
+            if site.operation is None:
+                site.operation = self.atomics.operation(regime, decoded)
+            site.operation()
+            if decoded.name[:2] == "lr":
+                self._enter(regime.read, regime.tables.read_at, address, regime)
+            else:
+                self._enter(regime.write, regime.tables.write_at, address, regime)
 
     def _enter(self, pages: dict[int, int], table_at: int, address: int, regime: TranslatingRegime) -> None:
         """What the Mmu knows about a page, translated code is to know too."""

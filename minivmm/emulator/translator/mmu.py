@@ -29,7 +29,7 @@ class TranslatingRegime(Regime):
         self.chains_anywhere = mmu.fixed or fetch_mode == Privilege.M  # M: what is fetched is never translated
 
     def successor(self, mode: int, data_mode: int | None = None) -> TranslatingRegime:
-        """The regime after a change of mode, which leaves the other rules alone. data_mode: with MPRV, in M-mode."""
+        """The regime after a change of mode alone. data_mode: with MPRV, in M-mode."""
         return self._mmu.regime(mode, mode if data_mode is None else data_mode, self.sum, self.mxr, self.floating)
 
 

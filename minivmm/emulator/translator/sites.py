@@ -19,7 +19,7 @@ class Kind(Enum):
     LOAD = auto()  # the page is not in the TLB, or is a device, or the address is misaligned
     STORE = auto()
     ATOMIC = auto()  # the same
-    CALL = auto()  # an instruction that Python executes
+    CALL = auto()  # an instruction, or a case of one, that is not translated
     SYSTEM = auto()  # the block ends here: an instruction that changes more than registers
     ATTEND = auto()  # behind an instruction that let in an interrupt
     CHAIN = auto()  # a jump to a known address that has not been followed yet

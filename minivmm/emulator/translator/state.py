@@ -20,7 +20,8 @@
                  as TLB_COUNT says, and when that is LOG_ENTRIES there may be more
     FETCH_LOG    the pages that translated instructions come from: virtual page, plus 1 in S-mode, and physical page;
                  as many as FETCH_COUNT says, and when that is FETCH_ENTRIES there may be more
-    and for each regime (mmu.Regime) its software TLB and its jump cache
+    for each regime (mmu.Regime) its software TLB and its jump cache
+    and, for a process, an entry for every load and store: the page it went to last
 
 A TLB entry is a tag, the virtual address of a page, and what to add to a virtual address in it to get the host's. The
 comparison keeps the low bits that a misaligned address would have, so that those miss too. A jump cache entry is a
@@ -70,7 +71,9 @@ REGIMES = 60
 """There are no more: U and S with SUM and MXR, M with three data modes, each with floating point in three states."""
 REGIME_BYTES = 2 * TLB_BYTES + JUMP_BYTES
 _REGIMES_AT = 16384
-_SIZE = _REGIMES_AT + REGIMES * REGIME_BYTES
+_PLACES_AT = _REGIMES_AT + REGIMES * REGIME_BYTES
+PLACES = 1 << 15
+_SIZE = _PLACES_AT + (PLACES << ENTRY_SHIFT)
 _NO_PAGE = (1 << 64) - 1  # no page and no instruction has this address
 _EMPTY = b"\xff" * 16
 
@@ -146,6 +149,7 @@ class State:
         self.stale = self.words[STALE >> 3 : (STALE >> 3) + 1]
         self.jumps: list[int] = []
         """The words of the entries made in jump caches since all were empty."""
+        self._places = 0
         self._tables: list[Tables] = []
         self._fetched: set[tuple[int, int]] = set()
 
@@ -165,6 +169,20 @@ class State:
             for tables in self._tables:
                 tables.clear_tlb()
         self.words[TLB_COUNT >> 3] = 0
+        self.bytes[_PLACES_AT : _PLACES_AT + (self._places << ENTRY_SHIFT)] = _EMPTY * self._places
+
+    def place(self) -> int | None:
+        """A TLB entry that is for one load or store alone: its displacement from RBP; None when there is no more."""
+        if self._places == PLACES:
+            return None
+        at = _PLACES_AT + (self._places << ENTRY_SHIFT)
+        self._places += 1
+        self.words[at >> 3] = _NO_PAGE
+        return at - RBP_OFFSET
+
+    def forget_places(self) -> None:
+        """There is no code that has one."""
+        self._places = 0
 
     def clear_jumps(self) -> None:
         """No indirect jump finds its way in any regime."""
@@ -195,8 +213,8 @@ class State:
     def close(self) -> None:
         """Gives the memory back. Nobody else may hold a view of it."""
         views = (self.site, self.budget, self.tlb_log, self.stale, self.traps, self.pending, self.target, self.fault)
-        floats = (self.rounding, self.mxcsr, self.f, self.doubles, self.singles)
-        for view in (*views, *floats, self.x, self.words, self.bytes):
+        floating = (self.rounding, self.mxcsr, self.f, self.doubles, self.singles)
+        for view in (*views, *floating, self.x, self.words, self.bytes):
             view.release()
         del self._anchor
         self._map.close()

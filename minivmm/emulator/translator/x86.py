@@ -117,7 +117,12 @@ def _memory(reg: int, base: int, disp: int) -> bytes:
 
 def _indexed(reg: int, base: int, index: int, disp: int) -> bytes:
     """ModRM, SIB and displacement of [base + index + disp]."""
-    return bytes((0x84 | (reg & 7) << 3, (index & 7) << 3 | base & 7)) + _le32(disp)
+    modrm, sib = 0x04 | (reg & 7) << 3, (index & 7) << 3 | base & 7
+    if disp == 0 and base & 7 != 5:
+        return bytes((modrm, sib))
+    if _signed8(disp):
+        return bytes((0x40 | modrm, sib, disp & 0xFF))
+    return bytes((0x80 | modrm, sib)) + _le32(disp)
 
 
 @cache
@@ -172,18 +177,30 @@ def mov_store_imm32(base: int, disp: int, value: int, wide: bool = False) -> byt
     return memory(b"\xc7", 0, base, disp, wide) + _le32(value)
 
 
-def store(size: int, base: int, source: int) -> bytes:
-    """The low `size` bytes of a register to [base]."""
+@lru_cache(1 << 12)
+def store_indexed(size: int, base: int, index: int, disp: int, source: int) -> bytes:
+    """The low `size` bytes of a register to [base + index + disp]."""
     if size == 1:  # a REX prefix makes 4 to 7 SPL, BPL, SIL, DIL and not AH to BH
-        return _rex(False, source, 0, base, force=source >= 4) + b"\x88" + _memory(source, base, 0)
+        return _rex(False, source, index, base, force=source >= 4) + b"\x88" + _indexed(source, base, index, disp)
     prefix = b"\x66" if size == 2 else b""
-    return prefix + memory(b"\x89", source, base, 0, size == 8)
+    return prefix + indexed(b"\x89", source, base, index, disp, size == 8)
 
 
 def load(name: str, to: int, base: int) -> bytes:
     """What RISC-V's load `name` does, from [base]."""
     opcode, wide = LOADS[name]
     return memory(opcode, to, base, 0, wide)
+
+
+def load_indexed(name: str, to: int, base: int, index: int, disp: int) -> bytes:
+    """What RISC-V's load `name` does, from [base + index + disp]."""
+    opcode, wide = LOADS[name]
+    return indexed(opcode, to, base, index, disp, wide)
+
+
+def mov_load_indexed(to: int, base: int, index: int, disp: int, wide: bool = True) -> bytes:
+    """Memory, [base + index + disp], to register."""
+    return indexed(b"\x8b", to, base, index, disp, wide)
 
 
 def movsxd(to: int, source: int) -> bytes:
@@ -203,9 +220,9 @@ def lea(to: int, base: int, disp: int, wide: bool = True) -> bytes:
     return memory(b"\x8d", to, base, disp, wide)
 
 
-def lea_indexed(to: int, base: int, index: int, wide: bool = True) -> bytes:
-    """base + index; neither is RSP as an index."""
-    return indexed(b"\x8d", to, base, index, 0, wide)
+def lea_indexed(to: int, base: int, index: int, disp: int = 0, wide: bool = True) -> bytes:
+    """base + index + disp; the index is not RSP."""
+    return indexed(b"\x8d", to, base, index, disp, wide)
 
 
 # --- arithmetic ----------------------------------------------------------------------------------------------------
@@ -277,6 +294,16 @@ def cqo(wide: bool = True) -> bytes:
     return b"\x48\x99" if wide else b"\x99"
 
 
+def bit_reset(register: int, bit: int, wide: bool = True) -> bytes:
+    """BTR: the bit becomes 0."""
+    return registers(b"\x0f\xba", 6, register, wide) + bytes((bit,))
+
+
+def bit_complement(register: int, bit: int, wide: bool = True) -> bytes:
+    """BTC: the bit becomes the other."""
+    return registers(b"\x0f\xba", 7, register, wide) + bytes((bit,))
+
+
 def cmov(condition: Cond, to: int, source: int, wide: bool = True) -> bytes:
     """Register to register, when the condition holds."""
     return registers(bytes((0x0F, 0x40 | condition)), to, source, wide)
@@ -292,16 +319,6 @@ def compare_bits(register: int, value: int) -> bytes:
 def compare_bits_memory(base: int, disp: int, value: int) -> bytes:
     """TEST memory, immediate of 32 bits."""
     return memory(b"\xf7", 0, base, disp, False) + _le32(value)
-
-
-def bit_reset(register: int, bit: int, wide: bool = True) -> bytes:
-    """BTR: the bit becomes 0."""
-    return registers(b"\x0f\xba", 6, register, wide) + bytes((bit,))
-
-
-def bit_complement(register: int, bit: int, wide: bool = True) -> bytes:
-    """BTC: the bit becomes the other."""
-    return registers(b"\x0f\xba", 7, register, wide) + bytes((bit,))
 
 
 @cache

@@ -17,10 +17,17 @@ class SystemCall(IntEnum):
     IOCTL = 29
     MKDIRAT = 34
     UNLINKAT = 35
+    SYMLINKAT = 36
+    LINKAT = 37
+    STATFS = 43
+    FSTATFS = 44
     FTRUNCATE = 46
     FACCESSAT = 48
     CHDIR = 49
+    FCHMOD = 52
     FCHMODAT = 53
+    FCHOWNAT = 54
+    FCHOWN = 55
     OPENAT = 56
     CLOSE = 57
     PIPE2 = 59
@@ -32,11 +39,13 @@ class SystemCall(IntEnum):
     WRITEV = 66
     PREAD64 = 67
     PWRITE64 = 68
+    SENDFILE = 71
     PPOLL = 73
     READLINKAT = 78
     NEWFSTATAT = 79
     FSTAT = 80
     FSYNC = 82
+    FDATASYNC = 83
     UTIMENSAT = 88
     EXIT = 93
     EXIT_GROUP = 94
@@ -55,10 +64,18 @@ class SystemCall(IntEnum):
     SIGALTSTACK = 132
     RT_SIGACTION = 134
     RT_SIGPROCMASK = 135
+    SETGID = 144
+    SETUID = 146
     TIMES = 153
+    SETPGID = 154
+    GETPGID = 155
+    GETSID = 156
+    SETSID = 157
+    GETGROUPS = 158
     UNAME = 160
     GETRUSAGE = 165
     UMASK = 166
+    PRCTL = 167
     GETTIMEOFDAY = 169
     GETPID = 172
     GETPPID = 173
@@ -72,12 +89,14 @@ class SystemCall(IntEnum):
     MUNMAP = 215
     MREMAP = 216
     MMAP = 222
+    FADVISE64 = 223
     MPROTECT = 226
     MADVISE = 233
+    RISCV_HWPROBE = 258
+    WAIT4 = 260
     PRLIMIT64 = 261
     RENAMEAT2 = 276
     GETRANDOM = 278
-    STATX = 291
     RSEQ = 293
     FACCESSAT2 = 439
 
@@ -129,7 +148,15 @@ AT_REMOVEDIR = 0x200
 
 STAT = struct.Struct("<QQIIIIQQqiiq6QII")
 """struct stat (include/uapi/asm-generic/stat.h): 128 bytes."""
+DIRENT = struct.Struct("<QqHB")
+"""struct linux_dirent64 (include/linux/dirent.h), before the name."""
+STATFS = struct.Struct("<7Q2i3Q32x")
+"""struct statfs (include/uapi/asm-generic/statfs.h): 120 bytes."""
+RUSAGE = struct.Struct("<4q112x")
+"""struct rusage (include/uapi/linux/resource.h): 144 bytes, of which the times are told."""
+TMS = struct.Struct("<4q")
 TIMESPEC = struct.Struct("<qq")
+UTIME_NOW, UTIME_OMIT = (1 << 30) - 1, (1 << 30) - 2
 IOVEC = struct.Struct("<QQ")
 UTSNAME_FIELD = 65  # bytes of each of the six strings of struct new_utsname
 SYSINFO = struct.Struct("<q3Q6QHH4x2QI4x")

@@ -6,6 +6,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
+import stat
 import struct
 
 _OPENAT2 = 437  # include/uapi/asm-generic/unistd.h: the same on every architecture
@@ -20,17 +21,22 @@ _ALLOWED = (
 _FLAGS = sum({getattr(os, name) for name in _ALLOWED}) | os.O_SYNC
 _libc = ctypes.CDLL(None, use_errno=True)
 MAX_FILES = 256
+NAME_COST = 4096  # bytes off the quota for a file or directory that is made
 
 
 class Files:
-    """The open files of a program by its own numbers: 0 to 2 are those of this process. None: it has no directory."""
+    """The open files of a program by its own numbers: 0 to 2 are those of this process.
 
-    def __init__(self, root: str | None) -> None:
+    root: its directory; None: it has none. quota: bytes it may write to the files there, then ENOSPC.
+    """
+
+    def __init__(self, root: str | None, quota: int) -> None:
         self._root = os.open(root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC) if root is not None else -1
         self._open: dict[int, int] = {number: number for number in range(3)}
         self.listings: dict[int, list[bytes]] = {}
         """What getdents64(2) has not told yet of a directory, by this process' descriptor."""
         self.cwd = "/"
+        self.quota = quota
 
     def host(self, number: int) -> int:
         """This process' descriptor. Raises OSError (EBADF)."""
@@ -62,6 +68,24 @@ class Files:
         if descriptor > 2:
             os.close(descriptor)
 
+    def spend(self, host: int, count: int) -> int:
+        """How many of `count` bytes may be written to a descriptor of this process; a regular file's come off the
+        quota. Raises OSError (ENOSPC)."""
+        if host <= 2 or not stat.S_ISREG(os.fstat(host).st_mode):
+            return count
+        return self._take(count, 1)
+
+    def spend_name(self) -> None:
+        """A file or a directory is about to be made. Raises OSError (ENOSPC)."""
+        self._take(NAME_COST, NAME_COST)
+
+    def _take(self, count: int, least: int) -> int:
+        granted = min(count, self.quota)
+        if granted < min(count, least):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        self.quota -= granted
+        return granted
+
     def path(self, directory: int, name: str, at_cwd: int) -> str:
         """A path as seen from the program's root. Raises OSError (EBADF, ENOTDIR)."""
         if name.startswith("/"):
@@ -78,19 +102,26 @@ class Files:
         if self._root < 0:
             raise OSError(errno.ENOENT, os.strerror(errno.ENOENT))
         flags = flags & _FLAGS | os.O_CLOEXEC
+        waits = not flags & (os.O_PATH | os.O_NONBLOCK)
+        if waits:
+            flags |= os.O_NONBLOCK  # or a FIFO without another end would keep us beyond the deadline
         wants_mode = bool(flags & os.O_CREAT)
+        if wants_mode:
+            self.spend_name()
         how = _OPEN_HOW.pack(flags, mode & 0o7777 if wants_mode else 0, _RESOLVE_IN_ROOT | _RESOLVE_NO_MAGICLINKS)
-        descriptor = _libc.syscall(_OPENAT2, self._root, os.fsencode(path), how, len(how))
+        descriptor = int(_libc.syscall(_OPENAT2, self._root, os.fsencode(path), how, len(how)))
         if descriptor < 0:
             number = ctypes.get_errno()
             raise OSError(number, os.strerror(number))
-        return int(descriptor)
+        if waits:
+            os.set_blocking(descriptor, True)
+        return descriptor
 
     def parent(self, path: str) -> tuple[int, str]:
         """A descriptor of the directory that a path's last name is in, and that name. Raises OSError."""
         head, name = os.path.split(path.rstrip("/") or "/")
-        if name in ("", ".", ".."):
-            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+        if name in ("", ".", ".."):  # the root is there, and is not taken away
+            raise OSError(errno.EEXIST, os.strerror(errno.EEXIST))
         return self.open(head or "/", os.O_PATH | os.O_DIRECTORY), name
 
     def release(self) -> None:

@@ -18,7 +18,8 @@ from minivmm.memory import PAGE_SIZE
 USER_END = 1 << 38  # Sv39's lower half, which Linux gives to programs
 MMAP_TOP = USER_END - (1 << 30)  # mappings are placed downwards from here
 STACK_TOP = USER_END - (1 << 21)
-_NEEDED = {Access.FETCH: Prot.EXEC, Access.LOAD: Prot.READ, Access.STORE: Prot.WRITE}
+MAX_SEGMENTS = 65530  # Linux' vm.max_map_count
+_NEEDED = {int(Access.FETCH): int(Prot.EXEC), int(Access.LOAD): int(Prot.READ), int(Access.STORE): int(Prot.WRITE)}
 
 
 class NoMemory(Exception):
@@ -46,14 +47,23 @@ class ProcessMemory:
 
     # --- mappings ----------------------------------------------------------------------------------------------------
     def map(self, start: int, length: int, prot: Prot) -> None:
-        """Whole pages, zero, in place of what was there."""
+        """Whole pages, zero, in place of what was there. Raises NoMemory: too many mappings."""
         end = start + length
         self.unmap(start, length)
-        self._segments.append(Segment(start, end, prot))
-        self._segments.sort()
+        if len(self._segments) >= MAX_SEGMENTS:
+            raise NoMemory
+        # With a neighbour of the same rights it becomes one, as in Linux: a heap is one mapping.
+        first = last = bisect_right(self._segments, (start,))
+        if first and self._segments[first - 1][1:] == (start, prot):
+            first -= 1
+            start = self._segments[first].start
+        if last < len(self._segments) and self._segments[last][::2] == (end, prot):
+            end = self._segments[last].end
+            last += 1
+        self._segments[first:last] = [Segment(start, end, prot)]
 
     def unmap(self, start: int, length: int) -> bool:
-        """Takes pages away. True when one of them could be executed."""
+        """Takes pages away. True when one of them could be executed. Raises NoMemory: too many mappings."""
         end = start + length
         executable = False
         kept: list[Segment] = []
@@ -66,13 +76,14 @@ class ProcessMemory:
                 kept.append(Segment(segment.start, start, segment.prot))
             if segment.end > end:
                 kept.append(Segment(end, segment.end, segment.prot))
-        self._segments = kept
+        self._replace(kept)
         for page in self._pages_in(start, end):
             self._free.append(self._frames.pop(page))
         return executable
 
     def protect(self, start: int, length: int, prot: Prot) -> bool | None:
-        """Changes the rights of pages; None when some of them are not mapped. True when code was among them."""
+        """Changes the rights of pages; None when some of them are not mapped. True when code was among them. Raises
+        NoMemory: too many mappings."""
         end = start + length
         covered, executable = start, False
         changed: list[Segment] = []
@@ -92,8 +103,13 @@ class ProcessMemory:
             covered = high
         if covered < end:
             return None
-        self._segments = sorted(changed)
+        self._replace(sorted(changed))
         return executable
+
+    def _replace(self, segments: list[Segment]) -> None:
+        if len(segments) > max(MAX_SEGMENTS, len(self._segments)):
+            raise NoMemory
+        self._segments = segments
 
     def find_room(self, length: int, hint: int = 0) -> int:
         """Where `length` bytes fit. Raises NoMemory."""
@@ -110,6 +126,21 @@ class ProcessMemory:
             raise NoMemory
         return high - length
 
+    def move(self, start: int, length: int, to: int) -> None:
+        """The pages of one mapping, with what is in them, to where nothing is. Raises NoMemory."""
+        self.map(to, length, self.rights(start))
+        moved = to - start >> PAGE_SHIFT
+        frames = {page + moved: self._frames.pop(page) for page in self._pages_in(start, start + length)}
+        self.unmap(start, length)
+        self._frames |= frames
+
+    def segment(self, address: int) -> Segment | None:
+        """The mapping that an address is in."""
+        at = bisect_right(self._segments, (address, 1 << 64, 0)) - 1
+        if at >= 0 and address < self._segments[at].end:
+            return self._segments[at]
+        return None
+
     def is_free(self, start: int, length: int) -> bool:
         """Whether nothing is mapped there."""
         end = start + length
@@ -124,15 +155,14 @@ class ProcessMemory:
     # --- pages -------------------------------------------------------------------------------------------------------
     def rights(self, address: int) -> Prot:
         """What may be done there."""
-        at = bisect_right(self._segments, (address, 1 << 64, 0)) - 1
-        if at >= 0 and address < self._segments[at].end:
-            return self._segments[at].prot
-        return Prot(0)
+        segment = self.segment(address)
+        return segment.prot if segment is not None else Prot(0)
 
     def translate(self, address: int, access: int) -> int:
         """The physical address; the page is given a frame. Raises Trap with the page fault."""
         page = address >> PAGE_SHIFT
-        if not self.rights(address) & _NEEDED[Access(access)]:
+        segment = self.segment(address)
+        if segment is None or not int(segment.prot) & _NEEDED[access]:
             raise Trap(PAGE_FAULT[access], address)
         frame = self._frames.get(page)
         if frame is None:

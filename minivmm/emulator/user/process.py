@@ -8,14 +8,17 @@ signal handlers are remembered but never called.
 from __future__ import annotations
 
 import contextlib
+import math
 import os
+import select
 import signal
+import stat
 import struct
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from minivmm.boot.elf import EM_RISCV, ET_DYN, PT_LOAD, Elf, read_image
+from minivmm.boot.elf import EM_RISCV, ET_DYN, PT_INTERP, PT_LOAD, Elf, read_image
 from minivmm.emulator.csr_table import Status
 from minivmm.emulator.hart import Hart
 from minivmm.emulator.mmu import Mmu
@@ -34,6 +37,7 @@ from minivmm.tally import Tally
 STACK_SIZE = 8 << 20  # bytes
 PIE_BASE = 0x20_0000_0000
 ARGUMENTS_MAX = 128 << 10  # bytes of arguments and environment
+_LONGEST = 1e6  # seconds: what select and sleep accept
 SLICE = 1 << 20  # instructions between two looks at the deadline
 _M64 = (1 << 64) - 1
 _SEGMENT_RIGHTS = ((4, Prot.READ), (2, Prot.WRITE), (1, Prot.EXEC))  # p_flags: PF_R, PF_W, PF_X
@@ -67,7 +71,8 @@ class Process:
     """A program with its arguments, ready to run.
 
     root: the directory it may see, as its `/`; None: no files but the three that are open. memory: bytes of RAM it may
-    fill. translate: by dynamic translation; else interpreted. Raises ImageError, HostError.
+    fill. quota: bytes it may write to files. translate: by dynamic translation; else interpreted.
+    Raises ImageError, HostError.
     """
 
     def __init__(
@@ -78,6 +83,7 @@ class Process:
         environment: Sequence[str] = (),
         root: str | Path | None = None,
         memory: int = 1 << 30,
+        quota: int = 1 << 30,
         translate: bool = True,
     ) -> None:
         self.name = str(program)
@@ -88,7 +94,8 @@ class Process:
         """System calls that were answered with ENOSYS, by name or number, and how often."""
         self.calls = Tally()
         """System calls that were made."""
-        self._deadline = 0.0
+        self.deadline = math.inf  # of time.monotonic()
+        self._timeout = 0.0
         elf = Elf(program, read_image(Path(program)), machines=(EM_RISCV,))
         with contextlib.ExitStack() as undo:
             self._ram = Ram(memory)
@@ -97,7 +104,7 @@ class Process:
             undo.callback(self.space.close)
             self.memory = ProcessMemory(self.space)
             self.hart = self._make_hart(translate)
-            self.files = Files(None if root is None else str(root))
+            self.files = Files(None if root is None else str(root), quota)
             undo.callback(self.files.release)
             self._load(elf, [self.name, *arguments], list(environment))
             self._undo = undo.pop_all()
@@ -112,6 +119,10 @@ class Process:
     # --- the image ---------------------------------------------------------------------------------------------------
     def _load(self, elf: Elf, arguments: list[str], environment: list[str]) -> None:
         """Segments, stack and auxiliary vector, as Linux lays them out (fs/binfmt_elf.c)."""
+        if not elf.is_64:
+            raise ImageError(elf.path, "is for 32-bit RISC-V: only 64-bit programs are run")
+        if any(segment.type == PT_INTERP for segment in elf.segments):
+            raise ImageError(elf.path, "is dynamically linked", remedy="link it with -static")
         bias = PIE_BASE if elf.header.type == ET_DYN else 0
         image = read_image(elf.path)
         end = 0
@@ -180,17 +191,26 @@ class Process:
     # --- running -----------------------------------------------------------------------------------------------------
     def run(self, timeout: float | None = None) -> RunResult:
         """To the program's end, at most `timeout` seconds. Ctrl-C ends it as INTERRUPTED."""
-        started = time.monotonic()
-        self._deadline = started + timeout if timeout is not None else float("inf")
+        started = self.begin(timeout)
         try:
             while True:
                 self.hart.execute(SLICE)
-                if time.monotonic() >= self._deadline:
-                    raise EndOfRun(Outcome.DEADLINE, f"still running after {timeout:g} seconds")
+                self._look_at_the_clock()
         except EndOfRun as end:
             return RunResult(end.outcome, end.detail, end.code, seconds=time.monotonic() - started)
         except KeyboardInterrupt:
             return RunResult(Outcome.INTERRUPTED, "interrupted from the keyboard", seconds=time.monotonic() - started)
+
+    def begin(self, timeout: float | None) -> float:
+        """The deadline is so many seconds from now; returns now."""
+        now = time.monotonic()
+        self._timeout = timeout or 0.0
+        self.deadline = math.inf if timeout is None else now + timeout
+        return now
+
+    def _look_at_the_clock(self) -> None:
+        if time.monotonic() >= self.deadline:
+            raise EndOfRun(Outcome.DEADLINE, f"still running after {self._timeout:g} seconds")
 
     @property
     def figures(self) -> dict[str, int]:
@@ -207,6 +227,7 @@ class Process:
             name = Cause(cause).name.lower().replace("_", " ")
             self.die(_SIGNALS.get(Cause(cause), signal.SIGSEGV), f"{name} at {pc:#x}, address {tval:#x}")
         hart.pc = pc + 4 & _M64
+        self._look_at_the_clock()  # a call may take as long as a million instructions
         hart.x[A0] = self._call(hart.x[A7]) & _M64
 
     def _call(self, number: int) -> int:
@@ -258,29 +279,6 @@ class Process:
         finally:
             os.close(descriptor)
 
-    def directory_entries(self, number: int, buffer: int, size: int) -> int:
-        """getdents64(2): struct linux_dirent64. Entries are read once an open file."""
-        host = self.files.host(number)
-        left = self.files.listings.get(host)
-        if left is None:
-            left = []
-            with os.scandir(host) as entries:
-                for at, entry in enumerate(entries, 1):
-                    kind = 4 if entry.is_dir(follow_symlinks=False) else 10 if entry.is_symlink() else 8
-                    name = os.fsencode(entry.name) + b"\0"
-                    length = 19 + len(name) + 7 & ~7
-                    left.append(struct.pack("<QqHB", entry.inode(), at, length, kind) + name.ljust(length - 19, b"\0"))
-        found = bytearray()
-        while left and len(found) + len(left[0]) <= size:
-            found += left.pop(0)
-        if left and not found:
-            raise OSError(22, os.strerror(22))
-        self.files.listings[host] = left
-        if not found:
-            del self.files.listings[host]
-        self.store(buffer, bytes(found))
-        return len(found)
-
     def set_break(self, wanted: int) -> int:
         """brk(2): the new end, or the old one where that cannot be."""
         memory = self.memory
@@ -288,27 +286,36 @@ class Process:
             return memory.brk_end
         old = memory.brk_end + PAGE_SIZE - 1 & ~(PAGE_SIZE - 1)
         new = wanted + PAGE_SIZE - 1 & ~(PAGE_SIZE - 1)
-        if new > old:
-            if not memory.is_free(old, new - old):
-                return memory.brk_end
-            memory.map(old, new - old, Prot.READ | Prot.WRITE)
-        elif new < old:
-            self.unmap(new, old - new)
+        if new > old and not memory.is_free(old, new - old):
+            return memory.brk_end
+        try:
+            if new > old:
+                memory.map(old, new - old, Prot.READ | Prot.WRITE)
+            elif new < old:
+                self.unmap(new, old - new)
+        except NoMemory:
+            return memory.brk_end
         memory.brk_end = wanted
         return wanted
 
     def map(self, start: int, length: int, prot: Prot) -> None:
-        """New pages, in place of old ones."""
+        """New pages, in place of old ones. Raises NoMemory: too many mappings."""
         if not self.memory.is_free(start, length):
             self.unmap(start, length)
         self.memory.map(start, length, prot)
 
+    def move(self, start: int, length: int, to: int) -> None:
+        """Pages of one mapping go where there is nothing. Raises NoMemory."""
+        executable = bool(self.memory.rights(start) & Prot.EXEC)
+        self.memory.move(start, length, to)
+        self._forget(executable)
+
     def unmap(self, start: int, length: int) -> None:
-        """Takes pages away."""
+        """Takes pages away. Raises NoMemory: too many mappings."""
         self._forget(self.memory.unmap(start, length))
 
     def protect(self, start: int, length: int, prot: Prot) -> bool:
-        """Changes rights; False when not all of it is mapped."""
+        """Changes rights; False when not all of it is mapped. Raises NoMemory: too many mappings."""
         executable = self.memory.protect(start, length, prot)
         if executable is None:
             return False
@@ -320,9 +327,35 @@ class Process:
         if executable:
             self.hart.code.forget()
 
+    def fill(self, address: int, data: bytes) -> None:
+        """What a mapping begins with. Raises NoMemory."""
+        self.memory.force(address, data)
+
+    # --- what may take long: never beyond the deadline ---------------------------------------------------------------
+    def _allowed(self, seconds: float) -> float:
+        return max(min(seconds, self.deadline - time.monotonic(), _LONGEST), 0)
+
     def sleep(self, seconds: float) -> None:
-        """Not beyond the deadline."""
-        time.sleep(max(min(seconds, self._deadline - time.monotonic()), 0))
+        """Raises EndOfRun at the deadline."""
+        time.sleep(self._allowed(seconds))
+        self._look_at_the_clock()
+
+    def poll(self, poller: select.poll, seconds: float) -> list[tuple[int, int]]:
+        """What is ready within so many seconds. Raises EndOfRun at the deadline."""
+        ready = poller.poll(math.ceil(self._allowed(seconds) * 1000))
+        if not ready:
+            self._look_at_the_clock()
+        return ready
+
+    def wait_for(self, host: int, events: int) -> bool:
+        """Waits until a descriptor of this process can be read or written, where that may take long; whether it may.
+        Raises EndOfRun at the deadline."""
+        if self.deadline == math.inf or stat.S_IFMT(os.fstat(host).st_mode) in (stat.S_IFREG, stat.S_IFDIR):
+            return False
+        poller = select.poll()
+        poller.register(host, events)
+        self.poll(poller, math.inf)
+        return True
 
     def close(self) -> None:
         """Gives everything back."""

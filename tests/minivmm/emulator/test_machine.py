@@ -16,7 +16,7 @@ import pytest
 
 from minivmm.emulator import virt
 from minivmm.emulator.assembly import program
-from minivmm.emulator.machine import RiscvMachine
+from minivmm.emulator.machine import INTERPRET, TRANSLATE, RiscvMachine
 from minivmm.emulator.physical import RAM_BASE
 from minivmm.emulator.traps import Cause
 from minivmm.errors import ConfigError, ImageError
@@ -57,10 +57,11 @@ def compiled(tmp_path: Path) -> Write:
         pytest.param("jalr zero,0(zero)", Outcome.TRIPLE_FAULT, 23, id="a jump to nowhere"),
     ],
 )
+@pytest.mark.parametrize("accelerator", [INTERPRET, TRANSLATE])
 def test_every_way_a_guest_ends_itself_is_its_own_outcome(
-    guest: Write, source: str, outcome: Outcome, status: int
+    guest: Write, source: str, outcome: Outcome, status: int, accelerator: str
 ) -> None:
-    with RiscvMachine(guest(source), memory=4 << 20) as machine:
+    with RiscvMachine(guest(source), memory=4 << 20, accelerator=accelerator) as machine:
         result = machine.run(timeout=60)
     assert (result.outcome, result.exit_status) == (outcome, status), result.detail
 

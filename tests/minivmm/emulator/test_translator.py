@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -186,63 +184,6 @@ def test_memory_is_reached_through_the_tlb_after_the_first_access_and_not_after_
     bench.hart.pc = RAM_BASE
     bench.hart.execute(401)
     assert hart_of(bench).exits - exits >= 2
-
-
-# --- a hostile guest --------------------------------------------------------------------------------------------------
-FUZZ = """
-import random, sys
-from minivmm.emulator.physical import RAM_BASE
-from minivmm.emulator.traps import Privilege
-from minivmm.emulator.translator.hart import TranslatingHart
-from minivmm.outcome import EndOfRun
-from tests.minivmm.emulator.bench import Bench
-from tests.minivmm.emulator.sequences import random_code
-
-rng = random.Random(int(sys.argv[1]))
-wanted = int(sys.argv[2])
-bench = Bench(TranslatingHart)
-hart = bench.hart
-while hart.code.made < wanted:
-    bench.ram.write(RAM_BASE, random_code(rng, 1 << 14))
-    hart.code.fence()
-    for _ in range(40):
-        for register in range(1, 32):
-            kind = rng.randrange(3)
-            near = RAM_BASE + rng.randrange(1 << 20)
-            hart.x[register] = (rng.getrandbits(64), near, rng.getrandbits(12))[kind]
-        hart.csrs.mtvec = hart.csrs.stvec = RAM_BASE + 4 * rng.randrange(1 << 12)
-        hart.waiting = False
-        hart.pc = RAM_BASE + 2 * rng.randrange(1 << 13)
-        hart.enter(int(rng.choice((Privilege.M, Privilege.S, Privilege.U))))
-        try:
-            hart.execute(300)
-        except EndOfRun:
-            pass
-print(hart.code.made, "blocks", hart.exits, "exits")
-"""
-
-
-def fuzz(seed: int, blocks: int, timeout: float) -> str:
-    done = subprocess.run(
-        [sys.executable, "-c", FUZZ, str(seed), str(blocks)],
-        capture_output=True,
-        text=True,
-        timeout=timeout,
-        check=False,
-        cwd=Path(__file__).parents[3],
-    )
-    assert done.returncode == 0, (done.returncode, done.stderr[-2000:])
-    return done.stdout
-
-
-def test_random_blocks_raise_no_signal_in_the_host() -> None:
-    assert " blocks " in fuzz(seed=1, blocks=4000, timeout=120)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("seed", range(10, 20))
-def test_a_million_random_blocks_raise_no_signal_in_the_host(seed: int) -> None:
-    assert " blocks " in fuzz(seed=seed, blocks=100_000, timeout=1800)
 
 
 def test_every_mode_translates(bench: Bench) -> None:

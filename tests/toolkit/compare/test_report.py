@@ -16,6 +16,8 @@ from toolkit.compare import charts
 from toolkit.compare.html import page
 from toolkit.compare.report import Notes, concerned, render
 from toolkit.compare.results import Report, Result, Status, from_json
+from toolkit.compare.techniques import FAMILIES
+from toolkit.compare.techniques import TECHNIQUES as ALL_TECHNIQUES
 
 HOSTILE = "</script><script>alert(1)</script><img src=x> & \"quoted\" 'too' [bold]rich[/bold]"
 TECHNIQUES = ("native", "hvm", "qemu-kvm", "qemu-tcg")
@@ -92,6 +94,22 @@ def test_a_fifth_technique_still_fits_100_columns() -> None:
     assert not any("…" in line for line in lines)
     assert [line.split() for line in lines if "17.1×" in line] == [["0.700×", "16.7×", "1230×", "17.1×"]]
     assert any(line.split()[-1:] == ["exits"] for line in lines)
+
+
+def test_many_techniques_are_a_table_for_each_family_with_native_in_each() -> None:
+    results = [measured(technique.name, "cpu", 123456.0 * 10**n) for n, technique in enumerate(ALL_TECHNIQUES)]
+    report = Report({}, {}, (*results, measured("of another version", "cpu", 1.0)))
+    lines = printed(report).splitlines()
+
+    heads = [line.split()[1:] for line in lines if line.split()[:1] == ["workload"]]
+    assert max(map(len, lines)) <= 100
+    assert not any("…" in line for line in lines)
+    assert [head[0] for head in heads] == ["native"] * 4
+    assert [name for head in heads[:3] for name in head[1:]] == [technique.name for technique in ALL_TECHNIQUES[1:]]
+    assert heads[3][1:] == ["of", "another", "version"]
+    for family in FAMILIES:
+        assert family.title in lines[0] or any(line.startswith(family.title) for line in lines)
+        assert f"<caption>{family.title}</caption>" in page(report)
 
 
 def test_exits_by_reason_are_told_where_they_are_told_apart() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
@@ -9,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -159,6 +161,73 @@ def test_a_process_that_is_silent_while_it_closes_has_still_stopped(
     monkeypatch.setattr(QemuProvider, "status", end_once_silent)
     machine.stop(60.0)
     assert not machine.status().state.is_up
+
+
+@pytest.fixture
+def lingering(make: MakeMachine, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Machine, int]]:
+    """A running machine whose process' lock outlives it until the descriptor is closed, as that of a large one does:
+    QEMU has removed its pid file, and the kernel is taking its memory down."""
+    kept: list[int] = []
+    claim = presence.claim
+
+    def claim_and_keep(directory: MachineDirectory, slot: str = "") -> int:
+        running = claim(directory, slot)
+        kept.append(os.dup(running))
+        return running
+
+    monkeypatch.setattr(presence, "claim", claim_and_keep)
+    monkeypatch.setattr("toolkit.vm.qemu.END_TIMEOUT", 0.0)
+    machine = make()
+    machine.start()
+    yield machine, kept[0]
+    with contextlib.suppress(OSError):
+        os.close(kept[0])
+
+
+def end_and_wait(pid: int, directory: MachineDirectory) -> None:
+    os.kill(pid, signal.SIGTERM)
+    while (directory / presence.PID_FILE).exists():
+        time.sleep(0.01)
+
+
+def test_a_process_that_is_ending_is_not_one_that_starts(lingering: tuple[Machine, int]) -> None:
+    machine, lock = lingering
+    end_and_wait(pid_of(machine), machine.directory)
+    assert machine.status() == Status(State.SILENT, None, "the machine has ended, and its process has not")
+    os.close(lock)
+    assert state(machine) is State.STOPPED
+
+
+def test_a_stop_waits_for_a_process_that_is_ending(
+    lingering: tuple[Machine, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine, lock = lingering
+    pid, status, told = pid_of(machine), QemuProvider.status, []
+
+    def end_once_told(provider: QemuProvider, directory: MachineDirectory) -> Status:
+        found = status(provider, directory)
+        if (directory / presence.PID_FILE).exists():
+            return found
+        told.append(found.state)
+        if len(told) == 2:
+            os.close(lock)
+        return found
+
+    monkeypatch.setattr(QemuProvider, "press_power_button", lambda _, directory: end_and_wait(pid, directory))
+    monkeypatch.setattr(QemuProvider, "status", end_once_told)
+    machine.stop(60.0)
+    assert told == [State.SILENT, State.SILENT, State.STOPPED]
+
+
+def test_a_process_that_is_to_come_is_starting(make: MakeMachine) -> None:
+    directory = make().directory
+    running = presence.claim(directory)
+    try:
+        presence.expect(directory, "")
+        assert QemuProvider().status(directory) == Status(State.STARTING)
+    finally:
+        os.close(running)
+    assert QemuProvider().status(directory) == Status(State.STOPPED)
 
 
 def test_a_guest_deaf_to_the_power_button_is_left_running(make: MakeMachine) -> None:

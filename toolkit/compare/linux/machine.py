@@ -38,6 +38,7 @@ class LinuxMachine:
     sockets: Mapping[str, int] = field(default_factory=dict)
     """Descriptors of the sockets of networks and consoles, by the device's name."""
     virtio_console: bool = False
+    target: str = "x86_64"
 
     @property
     def inherited(self) -> Sequence[int]:

@@ -6,7 +6,7 @@ Trap at an address of the program's -EFAULT. What is not in the table is counted
 
 from __future__ import annotations
 
-from minivmm.emulator.user.calls import files, life, mappings, metadata
+from minivmm.emulator.user.calls import attributes, files, life, mappings, metadata
 from minivmm.emulator.user.calls.table import CALLS
 
-__all__ = ["CALLS", "files", "life", "mappings", "metadata"]
+__all__ = ["CALLS", "attributes", "files", "life", "mappings", "metadata"]

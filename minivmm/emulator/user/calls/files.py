@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import math
 import os
 import select
+import stat
 import struct
 import termios
 from typing import TYPE_CHECKING
@@ -23,15 +25,21 @@ MAX_IOVECS = 1024
 
 @system_call(SystemCall.READ)
 def _read(process: Process, fd: int, buffer: int, count: int) -> int:
-    data = os.read(process.files.host(signed(fd)), min(count, CHUNK))
+    host = process.files.host(signed(fd))
+    process.wait_for(host, select.POLLIN)
+    data = os.read(host, min(count, CHUNK))
     process.store(buffer, data)
     return len(data)
 
 
 @system_call(SystemCall.WRITE)
 def _write(process: Process, fd: int, buffer: int, count: int) -> int:
-    pieces = process.memory.views(buffer, min(count, CHUNK), Access.LOAD)
-    return os.writev(process.files.host(signed(fd)), pieces or [b""])
+    host = process.files.host(signed(fd))
+    count = process.files.spend(host, min(count, CHUNK))
+    if process.wait_for(host, select.POLLOUT):
+        count = min(count, select.PIPE_BUF)  # so much can be written without waiting (poll(2))
+    pieces = process.memory.views(buffer, count, Access.LOAD)
+    return os.writev(host, pieces or [b""])
 
 
 def _vector(process: Process, address: int, count: int) -> list[tuple[int, int]]:
@@ -71,7 +79,30 @@ def _pread(process: Process, fd: int, buffer: int, count: int, offset: int) -> i
 
 @system_call(SystemCall.PWRITE64)
 def _pwrite(process: Process, fd: int, buffer: int, count: int, offset: int) -> int:
-    return os.pwrite(process.files.host(signed(fd)), process.memory.read(buffer, min(count, CHUNK)), offset)
+    host = process.files.host(signed(fd))
+    count = process.files.spend(host, min(count, CHUNK))
+    return os.pwrite(host, process.memory.read(buffer, count), offset)
+
+
+@system_call(SystemCall.SENDFILE)
+def _sendfile(process: Process, to: int, source: int, offset_at: int, count: int) -> int:
+    reader, writer = process.files.host(signed(source)), process.files.host(signed(to))
+    if not stat.S_ISREG(os.fstat(reader).st_mode):
+        raise failure(errno.EINVAL)  # programs read and write then
+    count = process.files.spend(writer, min(count, CHUNK))
+    if process.wait_for(writer, select.POLLOUT):
+        count = min(count, select.PIPE_BUF)
+    if not offset_at:
+        return os.write(writer, os.read(reader, count))
+    offset = int.from_bytes(process.memory.read(offset_at, 8), "little", signed=True)
+    done = os.write(writer, os.pread(reader, count, offset))
+    process.store(offset_at, (offset + done).to_bytes(8, "little"))
+    return done
+
+
+@system_call(SystemCall.FADVISE64)
+def _fadvise64(_process: Process) -> int:
+    return 0
 
 
 @system_call(SystemCall.OPENAT)
@@ -147,11 +178,11 @@ def _ppoll(process: Process, address: int, count: int, timeout: int) -> int:
     for fd, events, _ in wanted:
         if fd >= 0:
             poller.register(process.files.host(fd), events)
-    pause = None
+    pause = math.inf
     if timeout:
         seconds, nanoseconds = TIMESPEC.unpack(process.memory.read(timeout, TIMESPEC.size))
-        pause = seconds * 1000 + nanoseconds // 1_000_000
-    ready = dict(poller.poll(pause))
+        pause = seconds + nanoseconds / 1_000_000_000
+    ready = dict(process.poll(poller, pause))
     found = [(fd, events, ready.get(process.files.host(fd), 0) if fd >= 0 else 0) for fd, events, _ in wanted]
     process.store(address, b"".join(POLLFD.pack(*entry) for entry in found))
     return sum(1 for _, _, revents in found if revents)

@@ -12,8 +12,10 @@ from minivmm.emulator.user.abi import (
     FUTEX_WAIT,
     FUTEX_WAKE,
     RLIMIT,
+    RUSAGE,
     SYSINFO,
     TIMESPEC,
+    TMS,
     UTSNAME_FIELD,
     SystemCall,
 )
@@ -25,7 +27,12 @@ if TYPE_CHECKING:
 
 IDENTITY = 1000  # user and group
 PID = 1
+CLOCK_TICKS = 100  # a second: AT_CLKTCK
+PR_SET_NAME = 15
 NANOSECONDS = 1_000_000_000
+SIGNALS = 65
+SIGSET_SIZE = 8  # bytes of sigset_t
+SIGACTION_SIZE = 24  # bytes: riscv has no sa_restorer
 
 
 @system_call(SystemCall.EXIT, SystemCall.EXIT_GROUP)
@@ -138,10 +145,20 @@ def _sysinfo(process: Process, address: int) -> int:
     return 0
 
 
-@system_call(SystemCall.GETRUSAGE, SystemCall.TIMES)
-def _usage(process: Process, _who: int, address: int) -> int:
-    process.store(address, bytes(32))
+@system_call(SystemCall.GETRUSAGE)
+def _getrusage(process: Process, _who: int, address: int) -> int:
+    spent = os.times()
+    times = (part for time_ in (spent.user, spent.system) for part in divmod(int(time_ * 1e6), 1_000_000))
+    process.store(address, RUSAGE.pack(*times))
     return 0
+
+
+@system_call(SystemCall.TIMES)
+def _times(process: Process, address: int) -> int:
+    spent = os.times()
+    if address:
+        process.store(address, TMS.pack(int(spent.user * CLOCK_TICKS), int(spent.system * CLOCK_TICKS), 0, 0))
+    return int(spent.elapsed * CLOCK_TICKS)
 
 
 @system_call(SystemCall.SCHED_GETAFFINITY)
@@ -164,6 +181,48 @@ def _futex(process: Process, address: int, operation: int, value: int) -> int:
     raise failure(errno.ENOSYS)
 
 
+@system_call(SystemCall.SETUID, SystemCall.SETGID)
+def _become(_process: Process, identity: int) -> int:
+    if identity != IDENTITY:
+        raise failure(errno.EPERM)
+    return 0
+
+
+@system_call(SystemCall.GETGROUPS)
+def _getgroups(_process: Process) -> int:
+    return 0
+
+
+@system_call(SystemCall.GETPGID, SystemCall.GETSID)
+def _group(_process: Process, pid: int) -> int:
+    if pid not in (0, PID):
+        raise failure(errno.ESRCH)
+    return PID
+
+
+@system_call(SystemCall.SETPGID, SystemCall.SETSID)
+def _new_group(_process: Process) -> int:
+    raise failure(errno.EPERM)  # it leads its session
+
+
+@system_call(SystemCall.WAIT4)
+def _wait4(_process: Process) -> int:
+    raise failure(errno.ECHILD)
+
+
+@system_call(SystemCall.PRCTL)
+def _prctl(_process: Process, option: int) -> int:
+    if option != PR_SET_NAME:
+        raise failure(errno.EINVAL)
+    return 0
+
+
+@system_call(SystemCall.RSEQ, SystemCall.RISCV_HWPROBE)
+def _optional(_process: Process) -> int:
+    """C libraries ask when they start, and do without."""
+    raise failure(errno.ENOSYS)
+
+
 @system_call(SystemCall.SET_ROBUST_LIST, SystemCall.SIGALTSTACK, SystemCall.SCHED_YIELD)
 def _accepted(_process: Process) -> int:
     return 0
@@ -171,16 +230,19 @@ def _accepted(_process: Process) -> int:
 
 @system_call(SystemCall.RT_SIGACTION)
 def _rt_sigaction(process: Process, signal: int, new: int, old: int, size: int) -> int:
-    length = 24 if size == 8 else 16 + size
+    if size != SIGSET_SIZE or not 0 < signal < SIGNALS:
+        raise failure(errno.EINVAL)
     if old:
-        process.store(old, process.signal_actions.get(signal, bytes(length)))
+        process.store(old, process.signal_actions.get(signal, bytes(SIGACTION_SIZE)))
     if new:
-        process.signal_actions[signal & 0x7F] = process.memory.read(new, length)
+        process.signal_actions[signal] = process.memory.read(new, SIGACTION_SIZE)
     return 0
 
 
 @system_call(SystemCall.RT_SIGPROCMASK)
 def _rt_sigprocmask(process: Process, _how: int, _new: int, old: int, size: int) -> int:
+    if size != SIGSET_SIZE:
+        raise failure(errno.EINVAL)
     if old:
-        process.store(old, bytes(min(size, 128)))
+        process.store(old, bytes(SIGSET_SIZE))
     return 0

@@ -6,7 +6,15 @@ import errno
 import os
 from typing import TYPE_CHECKING
 
-from minivmm.emulator.user.abi import AT_EMPTY_PATH, AT_FDCWD, AT_REMOVEDIR, AT_SYMLINK_NOFOLLOW, STAT, SystemCall
+from minivmm.emulator.user.abi import (
+    AT_EMPTY_PATH,
+    AT_FDCWD,
+    AT_REMOVEDIR,
+    AT_SYMLINK_NOFOLLOW,
+    DIRENT,
+    STAT,
+    SystemCall,
+)
 from minivmm.emulator.user.calls.table import failure, signed, system_call
 
 if TYPE_CHECKING:
@@ -14,6 +22,7 @@ if TYPE_CHECKING:
 
 CHUNK = 1 << 20  # bytes of directory entries at once
 NANOSECONDS = 1_000_000_000
+DT_DIR, DT_REG, DT_LNK = 4, 8, 10  # include/uapi/linux/fs.h
 
 
 def _pack_stat(status: os.stat_result) -> bytes:
@@ -54,13 +63,15 @@ def _faccessat(process: Process, directory: int, path: int, mode: int) -> int:
 def _readlinkat(process: Process, directory: int, path: int, buffer: int, size: int) -> int:
     name = process.path(directory, path)
     if name == "/proc/self/exe":
-        target = process.name.encode()
+        target = os.fsencode(process.name)
     else:
         parent, last = process.files.parent(name)
         try:
             target = os.fsencode(os.readlink(last, dir_fd=parent))
         finally:
             os.close(parent)
+    if signed(size) <= 0:
+        raise failure(errno.EINVAL)
     target = target[:size]
     process.store(buffer, target)
     return len(target)
@@ -68,13 +79,41 @@ def _readlinkat(process: Process, directory: int, path: int, buffer: int, size: 
 
 @system_call(SystemCall.GETDENTS64)
 def _getdents64(process: Process, fd: int, buffer: int, size: int) -> int:
-    return process.directory_entries(signed(fd), buffer, min(size, CHUNK))
+    """struct linux_dirent64 (getdents(2)). Entries are read once an open file."""
+    size = min(size, CHUNK)
+    host, listings = process.files.host(signed(fd)), process.files.listings
+    left = listings.get(host)
+    if left is None:
+        left = _entries(host)
+    found = bytearray()
+    while left and len(found) + len(left[-1]) <= size:
+        found += left.pop()
+    if left and not found:
+        raise failure(errno.EINVAL)
+    listings[host] = left
+    if not found:
+        del listings[host]
+    process.store(buffer, bytes(found))
+    return len(found)
+
+
+def _entries(host: int) -> list[bytes]:
+    """All of a directory, the last first."""
+    found = []
+    with os.scandir(host) as entries:
+        for at, entry in enumerate(entries, 1):
+            kind = DT_DIR if entry.is_dir(follow_symlinks=False) else DT_LNK if entry.is_symlink() else DT_REG
+            name = os.fsencode(entry.name) + b"\0"
+            length = DIRENT.size + len(name) + 7 & ~7
+            found.append(DIRENT.pack(entry.inode(), at, length, kind) + name.ljust(length - DIRENT.size, b"\0"))
+    return found[::-1]
 
 
 @system_call(SystemCall.MKDIRAT)
 def _mkdirat(process: Process, directory: int, path: int, mode: int) -> int:
     parent, last = process.files.parent(process.path(directory, path))
     try:
+        process.files.spend_name()
         os.mkdir(last, mode & 0o777, dir_fd=parent)
     finally:
         os.close(parent)
@@ -116,7 +155,7 @@ def _ftruncate(process: Process, fd: int, length: int) -> int:
     return 0
 
 
-@system_call(SystemCall.FSYNC)
+@system_call(SystemCall.FSYNC, SystemCall.FDATASYNC)
 def _fsync(process: Process, fd: int) -> int:
     os.fsync(process.files.host(signed(fd)))
     return 0
@@ -124,7 +163,7 @@ def _fsync(process: Process, fd: int) -> int:
 
 @system_call(SystemCall.GETCWD)
 def _getcwd(process: Process, buffer: int, size: int) -> int:
-    path = process.files.cwd.encode() + b"\0"
+    path = os.fsencode(process.files.cwd) + b"\0"
     if len(path) > size:
         raise failure(errno.ERANGE)
     process.store(buffer, path)

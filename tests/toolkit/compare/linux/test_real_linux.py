@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from toolkit.cli import invoke
 from toolkit.compare.cell import Settings
 from toolkit.compare.linux import consolidation, devices
 from toolkit.compare.linux.containers import Containers
@@ -22,7 +23,7 @@ from toolkit.compare.linux.guest import LinuxGuest, prepare
 from toolkit.compare.linux.hardware import DISKS
 from toolkit.compare.linux.results import Row, from_json, linux_rows
 from toolkit.compare.linux.works import TABLES
-from toolkit.compare.results import Result, Status
+from toolkit.compare.results import Result, Status, load
 from toolkit.host import Fact, Host, State
 from toolkit.qemu.microvm import Accelerator
 
@@ -211,6 +212,31 @@ def test_containers_do_the_same_work_and_leave_neither_container_nor_image(engin
 
     failed = [(result.workload, result.reason) for result in results if result.status is Status.FAILED]
     assert failed == []
+    client = docker.DockerClient(base_url=f"unix://{engine}")
+    try:
+        assert client.containers.list(all=True) == []
+        assert client.images.list() == []
+    finally:
+        client.close()
+
+
+def test_a_container_is_a_technique_that_does_the_work_of_native(
+    engine: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    import docker
+
+    output = tmp_path / "r.json"
+    monkeypatch.setenv("DOCKER_HOST", f"unix://{engine}")
+    workloads = ("cpu", "divzero", "ctxswitch", "irq", "blk-rand", "console")
+    chosen = [part for name in workloads for part in ("--workload", name)]
+    techniques = ("--technique", "native", "--technique", "container")
+
+    assert invoke(["compare", "--quick", *techniques, *chosen, "--json", str(output)]) == 0
+
+    report = load(output)
+    assert [(result.status, result.reason) for result in report.results] == [(Status.OK, "")] * 2 * len(workloads)
+    for name in workloads:
+        assert len({result.checksum for result in report.results if result.workload == name}) == 1
     client = docker.DockerClient(base_url=f"unix://{engine}")
     try:
         assert client.containers.list(all=True) == []

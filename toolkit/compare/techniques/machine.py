@@ -1,72 +1,12 @@
-"""The techniques compared. One table; a new technique is one class, or one entry of a class that is here.
-
-Every technique runs the same workload sources; machines the same guest file with the same disk file, a domain the same
-kernel on Xen's interface instead of the hardware's.
-"""
+"""The techniques that make a machine of this processor: minivmm on KVM, a Xen domain, QEMU's microvm."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
-from typing import NamedTuple, Protocol
 
-from minivmm.errors import VtkError
 from toolkit.compare.results import HYPERCALL, TOTAL
-from toolkit.compare.session import BenchMachine, MachineSession, ProcessSession, Session
-
-REFERENCE = "native"
-"""The technique whose time is 1.0 and whose checksum is right."""
-
-
-class Bench(NamedTuple):
-    """What every technique is given."""
-
-    disk: Path
-    """The disk of the blk-* workloads. Read-only: it is open in several machines at once."""
-    memory: int
-    """Guest memory, bytes."""
-    lifetime: float
-    """Seconds after which a machine ends by itself, whatever became of us."""
-
-
-class Obstacle(NamedTuple):
-    """Why a technique cannot run here."""
-
-    reason: str
-    remedy: str
-
-
-class Technique(Protocol):
-    """One column of the table."""
-
-    name: str
-    summary: str
-    """One line for a person."""
-
-    def obstacle(self) -> Obstacle | None:
-        """What stands in the way on this host; None when the technique should work."""
-
-    def open(self, bench: Bench) -> Session:
-        """A running bench program. Raises VtkError when it does not start."""
-
-
-class Native:
-    """The workloads as an ordinary process of the host."""
-
-    name = REFERENCE
-    summary = "an ordinary process of this host: the 1.0 of the table"
-
-    def obstacle(self) -> Obstacle | None:
-        """The program may not build."""
-        import guest_os
-
-        return _obstacle(guest_os.native)
-
-    def open(self, bench: Bench) -> Session:
-        """See Technique."""
-        import guest_os
-
-        return ProcessSession([guest_os.native(), "--disk", bench.disk])
+from toolkit.compare.session import BenchMachine, MachineSession, Session
+from toolkit.compare.techniques.technique import Bench, Obstacle, bench_image, obstacle_of
 
 
 class Hvm:
@@ -79,13 +19,13 @@ class Hvm:
 
     def obstacle(self) -> Obstacle | None:
         """There may be no KVM, or no right to use it."""
-        return _obstacle(_open_kvm) or _obstacle(_bench_image)
+        return obstacle_of(open_kvm) or obstacle_of(bench_image)
 
     def open(self, bench: Bench) -> Session:
         """See Technique."""
         from minivmm import Disk, Machine
 
-        image = _bench_image()
+        image = bench_image()
         machines: list[Machine] = []
 
         def build(console: Callable[[bytes], None]) -> BenchMachine:
@@ -111,13 +51,13 @@ class Paravirt:
 
     def obstacle(self) -> Obstacle | None:
         """There may be no KVM, or no right to use it."""
-        return _obstacle(_open_kvm) or _obstacle(_bench_domain)
+        return obstacle_of(open_kvm) or obstacle_of(lambda: bench_image("xen"))
 
     def open(self, bench: Bench) -> Session:
         """See Technique."""
         from minivmm import XenMachine
 
-        image = _bench_domain()
+        image = bench_image("xen")
         machines: list[XenMachine] = []
 
         def build(console: Callable[[bytes], None]) -> BenchMachine:
@@ -152,17 +92,17 @@ class Qemu:
         """There may be no QEMU, or no KVM for it to use."""
         from toolkit.qemu import find_qemu
 
-        missing = _obstacle(find_qemu)
+        missing = obstacle_of(find_qemu)
         if missing is None and self._accelerator == "kvm":
-            missing = _obstacle(_open_kvm)
-        return missing or _obstacle(_bench_image)
+            missing = obstacle_of(open_kvm)
+        return missing or obstacle_of(bench_image)
 
     def open(self, bench: Bench) -> Session:
         """See Technique."""
         from minivmm import Disk
         from toolkit.qemu import Accelerator, QemuMachine
 
-        image = _bench_image()
+        image = bench_image()
         machines: list[QemuMachine] = []
 
         def build(console: Callable[[bytes], None]) -> BenchMachine:
@@ -183,45 +123,13 @@ class Qemu:
         return MachineSession(build, lifetime=bench.lifetime, counters=counters)
 
 
-TECHNIQUES: tuple[Technique, ...] = (
-    Native(),
-    Hvm("hvm", "inline", "minivmm on KVM: full virtualization with the CPU's help"),
-    Paravirt(),
-    Qemu("qemu-kvm", "kvm", "QEMU microvm on the same KVM"),
-    Qemu("qemu-tcg", "tcg", "QEMU microvm, every instruction translated by its TCG"),
-)
-
-BY_NAME = {technique.name: technique for technique in TECHNIQUES}
-
-
 def exits_of(counters: dict[str, int]) -> dict[str, int]:
     """The exits among KVM's per-vCPU counters, which also count other things."""
     return {name: count for name, count in counters.items() if name == TOTAL or name.endswith("_exits")}
 
 
-def _bench_image() -> Path:
-    import guest_os
-
-    return guest_os.image("bench")
-
-
-def _bench_domain() -> Path:
-    import guest_os
-
-    return guest_os.image("bench", "xen")
-
-
-def _open_kvm() -> None:
+def open_kvm() -> None:
     """Raises HostError unless this user can open a KVM that works."""
     from minivmm.kvm.system import Kvm
 
     Kvm().close()
-
-
-def _obstacle(needed: Callable[[], object]) -> Obstacle | None:
-    """What `needed` raises, as an obstacle."""
-    try:
-        needed()
-    except VtkError as error:
-        return Obstacle(": ".join(filter(None, (error.message, error.cause))), error.remedy)
-    return None
