@@ -6,11 +6,10 @@ The machine is QEMU's `-M microvm,acpi=off` as a guest sees it (docs/machine.md)
 from __future__ import annotations
 
 import contextlib
-import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from minivmm.boot.loader import Boot, load
 from minivmm.bus import Bus
@@ -21,10 +20,10 @@ from minivmm.kvm import abi
 from minivmm.kvm.abi import Cap, Exit
 from minivmm.kvm.kick import accept_kicks
 from minivmm.kvm.system import Kvm
+from minivmm.life import Life
 from minivmm.memory import GuestMemory
-from minivmm.outcome import EndOfRun, Outcome, RunResult
+from minivmm.outcome import EndOfRun, Outcome
 from minivmm.processor import Processor
-from minivmm.tail import Tail
 
 if TYPE_CHECKING:
     from minivmm.exits import Observer
@@ -32,12 +31,11 @@ if TYPE_CHECKING:
     from minivmm.virtio.block import Disk
 
 SERIAL_PORT, SERIAL_IRQ = 0x3F8, 4
-CONSOLE_LIMIT = 1 << 20  # bytes of console output kept in the result
 MAX_CPUS = 64
 PAUSE_LIMIT = 3.0  # seconds a vCPU may be held in a device before it stands still
 
 
-class Machine:
+class Machine(Life):
     """A virtual machine that boots `image`.
 
     memory: bytes of RAM. cmdline: the kernel command line; where virtio devices are is appended to it. console: gets
@@ -67,15 +65,8 @@ class Machine:
     ) -> None:
         if not 1 <= cpus <= MAX_CPUS:
             raise ConfigError(f"{cpus} vCPUs cannot be made", cause=f"from 1 to {MAX_CPUS}", remedy="--cpus 1")
-        self._release = contextlib.ExitStack()
-        self._sink = console
+        super().__init__(console)
         self._observer = on_exit
-        self._output = Tail(CONSOLE_LIMIT)
-        self._end: tuple[Processor | None, EndOfRun] | None = None
-        self._end_lock = threading.Lock()
-        self._ended = threading.Event()
-        self._result: RunResult | None = None
-        self._started = self._deadline = self._seconds = 0.0
         self.paused = False
         self.processors: list[Processor] = []
         with contextlib.ExitStack() as undo:
@@ -115,7 +106,7 @@ class Machine:
             self._release.callback(vcpu.close)
             _set_apic_id(cpuid, index)
             vcpu.set_cpuid(cpuid)
-            self.processors.append(Processor(vcpu, self.bus, self._note_end, self._observer))
+            self.processors.append(Processor(vcpu, self.bus, self._processor_ended, self._observer))
         first = self.processors[0].vcpu
         fresh = first.get_sregs()
         entry.sregs.apic_base, entry.sregs.cr8 = fresh.apic_base, fresh.cr8
@@ -151,63 +142,21 @@ class Machine:
         vm = self.vm
         return lambda level: vm.irq_line(gsi, level)
 
-    def _console_output(self, data: bytes) -> None:
-        """What the guest transmitted: kept (the last CONSOLE_LIMIT bytes) and handed on."""
-        self._output.write(data)
-        if self._sink is not None:
-            self._sink(data)
-
     # --- life --------------------------------------------------------------------------------------------------------
-    def run(self, timeout: float = 60.0) -> RunResult:
-        """Starts the machine and waits for its end: at most `timeout` seconds, then the outcome is DEADLINE."""
-        try:
-            self.start(timeout)
-            return self.wait()
-        except KeyboardInterrupt:  # before wait() was there to take it
-            if not self._started:
-                raise
-            self._note_interrupt()
-            return self.wait()
-
-    def start(self, timeout: float = 60.0) -> None:
-        """Starts every vCPU. A machine starts once. Raises ConfigError for a second time."""
-        if self._started:
-            raise ConfigError("this machine has run already", remedy="make a new Machine: that takes a millisecond")
+    def _begin(self) -> None:
         accept_kicks()
         if self.virtio is not None:
             self.virtio.start()
-        self._started = time.monotonic()
-        self._deadline = self._started + timeout
         for processor in self.processors:
             processor.start()
 
-    def wait(self) -> RunResult:
-        """Waits for the end, at most until the deadline. Ctrl-C in the waiting thread ends it as INTERRUPTED."""
-        if self._result is not None:
-            return self._result
-        if not self._started:
-            raise ConfigError("this machine has not been started", remedy="machine.start()")
-        try:
-            self._watch()
-        except KeyboardInterrupt:
-            self._note_interrupt()
-        self._halt_processors()
-        assert self._end is not None
-        processor, end = self._end
-        self._result = RunResult(
-            outcome=end.outcome,
-            detail=end.detail,
-            code=end.code,
-            console=bytes(self._output),
-            seconds=self._seconds,
-            exits=self.exits,
-            registers=self._registers(processor) if _wants_registers(end.outcome) else {},
-        )
-        return self._result
-
-    def stop(self, detail: str = "stopped by the caller") -> None:
-        """Ends the run as INTERRUPTED. Thread-safe; wait() then returns."""
-        self._note_end(None, EndOfRun(Outcome.INTERRUPTED, detail))
+    def _halt(self) -> None:
+        for processor in self.processors:
+            processor.stop()
+        for processor in self.processors:
+            while processor.is_alive():
+                processor.join(0.05)
+                processor.kick()
 
     def pause(self) -> None:
         """Its vCPUs stand still from when this returns until resume(); one that has not started will not begin.
@@ -278,18 +227,6 @@ class Machine:
         """The kernel's ids of the threads that run the vCPUs; 0 before they are started."""
         return [processor.native_id or 0 for processor in self.processors]
 
-    def _note_end(self, processor: Processor | None, end: EndOfRun) -> None:
-        """Records how the run ends; the first to say so wins."""
-        with self._end_lock:
-            if self._end is None:
-                self._seconds = time.monotonic() - self._started if self._started else 0.0
-                # Without its traceback, whose frames hold views of kvm_run that would keep the page mapped.
-                self._end = (processor, end.with_traceback(None))
-        self._ended.set()
-
-    def _note_interrupt(self) -> None:
-        self._note_end(None, EndOfRun(Outcome.INTERRUPTED, "interrupted from the keyboard"))
-
     def _watch(self) -> None:
         """Waits for the end; notices the deadline, and a guest that has put itself to sleep for good.
 
@@ -299,34 +236,27 @@ class Machine:
         pause, seen = 0.01, -1
         while not self._ended.wait(max(min(pause, self._deadline - time.monotonic()), 0)):
             if time.monotonic() >= self._deadline:
-                allowed = self._deadline - self._started
-                self._note_end(None, EndOfRun(Outcome.DEADLINE, f"still running after {allowed:g} seconds"))
+                self._note_deadline()
                 return
             count = sum(sum(processor.counts) for processor in self.processors)
             if self.paused:
                 pause = 0.1
             elif count == seen and all(processor.look(timeout=0.1) for processor in self.processors):
                 if all(processor.asleep for processor in self.processors):
-                    self._note_end(
-                        self.processors[0], EndOfRun(Outcome.HALTED, "every vCPU is in hlt with interrupts off")
-                    )
+                    self._note_end(EndOfRun(Outcome.HALTED, "every vCPU is in hlt with interrupts off"))
                     return
                 pause = min(2 * pause, 0.1)
             elif count != seen:
                 pause = 0.01
             seen = count
 
-    def _halt_processors(self) -> None:
-        for processor in self.processors:
-            processor.stop()
-        for processor in self.processors:
-            while processor.is_alive():
-                processor.join(0.05)
-                processor.kick()
+    def _processor_ended(self, processor: Processor, end: EndOfRun) -> None:
+        self._note_end(end, processor)
 
-    def _registers(self, processor: Processor | None) -> dict[str, int]:
+    def _registers(self) -> dict[str, int]:
         """The registers of the vCPU that ended the run, or of the first one."""
-        vcpu = (processor or self.processors[0]).vcpu
+        culprit = self._culprit
+        vcpu = (culprit if isinstance(culprit, Processor) else self.processors[0]).vcpu
         try:
             regs, sregs = vcpu.get_regs(), vcpu.get_sregs()
         except KvmError:
@@ -337,26 +267,9 @@ class Machine:
             **{name: getattr(sregs, name) for name in ("cr0", "cr2", "cr3", "cr4", "efer")},
         }
 
-    def close(self) -> None:
-        """Ends the run if it still goes, and gives everything back to the host. May be called twice."""
-        if self._started and self._result is None:
-            self.stop("closed")
-            self.wait()
-        self._release.close()
-
-    def __enter__(self) -> Machine:
-        return self
-
-    def __exit__(self, *_: Any) -> None:
-        self.close()
-
 
 def _no_line(level: bool) -> None:
     """The interrupt line of a machine without interrupt controller: wired to nothing."""
-
-
-def _wants_registers(outcome: Outcome) -> bool:
-    return outcome not in (Outcome.SHUTDOWN, Outcome.EXITED, Outcome.INTERRUPTED)
 
 
 def _set_apic_id(cpuid: abi.kvm_cpuid2, apic_id: int) -> None:

@@ -29,6 +29,7 @@ class Outcome(Enum):
     FAIL_ENTRY = ("fail_entry", 26, "the CPU refused the guest's state")
     SUSPENDED = ("suspended", 28, "the guest stopped itself to be saved, and waits to be resumed")
     HOST_ERROR = ("host_error", 27, "the host failed while the guest ran: memory, disk, or the VMM itself")
+    DIVERGED = ("diverged", 29, "the two engines of --lockstep did not do the same")
 
     def __new__(cls, value: str, exit_status: int, meaning: str) -> Outcome:
         member = object.__new__(cls)

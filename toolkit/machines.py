@@ -16,12 +16,15 @@ from toolkit.user_cache import user_cache
 
 if TYPE_CHECKING:
     from minivmm import Disk, Machine, RiscvMachine, XenMachine
+    from minivmm.emulator.lockstep.machine import LockstepMachine
+    from minivmm.emulator.trace import Tracer
     from toolkit.qemu import QemuMachine
 
-    AnyMachine = Machine | QemuMachine | XenMachine | RiscvMachine
+    AnyMachine = Machine | QemuMachine | XenMachine | RiscvMachine | LockstepMachine
 
 BARE, XEN, RISCV64 = "bare", "xen", "riscv64"
 EMULATORS = ("interpret", "translate")
+LOCKSTEP = "lockstep"  # both
 MEMORY = 64 << 20  # bytes, where the user does not say
 LINUX_MEMORY = 256 << 20
 LINUX_CONSOLE = "console=hvc0"  # where a domain's console ring is, to Linux
@@ -43,6 +46,10 @@ class Wish(NamedTuple):
     initrd: Path | None
     audit: int
     arch: str | None = None
+    lockstep: bool = False
+    stride: int | None = None
+    tracer: Callable[[], Tracer | None] | None = None
+    """Makes what is told of every event, when the machine is one that can be traced."""
 
 
 class Plan(NamedTuple):
@@ -71,15 +78,19 @@ class Kernel(NamedTuple):
 def plan(wish: Wish) -> Plan:
     """Finds the guest and the machine for it. Raises VtkError."""
     named = is_name(wish.guest)
-    emulated = wish.arch == RISCV64 or (wish.arch is None and wish.accelerator in EMULATORS)
+    emulated = wish.arch == RISCV64 or (wish.arch is None and (wish.accelerator in EMULATORS or wish.lockstep))
     if emulated or (wish.arch is None and not named and is_riscv64(wish.guest)):
         return _emulated(wish, built(wish.guest, RISCV64) if named else find_file(wish.guest))
-    if wish.accelerator in EMULATORS:
-        raise ConfigError(
-            f"--accel {wish.accelerator} is for RISC-V guests",
-            cause="x86-64 runs on KVM or in QEMU",
-            remedy="--arch riscv64",
-        )
+    for option, given in {
+        f"--accel {wish.accelerator}": wish.accelerator in EMULATORS,
+        "--lockstep": wish.lockstep,
+        "--stride": wish.stride is not None,
+        "--trace": wish.tracer is not None,
+    }.items():
+        if given:
+            raise ConfigError(
+                f"{option} is for RISC-V guests", cause="x86-64 runs on KVM or in QEMU", remedy="--arch riscv64"
+            )
     xen = wish.xen or (named and is_for_domains_only(wish.guest))
     image = built(wish.guest, XEN if xen else BARE) if named else find_file(wish.guest)
     kernel = Kernel() if named else look(image)
@@ -220,15 +231,37 @@ def _emulated(wish: Wish, image: Path) -> Plan:
             wish.accelerator is not None and wish.accelerator not in EMULATORS,
             "its processor is emulated, by interpretation or by translation",
         ),
+        f"--accel {wish.accelerator} with --lockstep": (
+            wish.accelerator is not None and wish.lockstep,
+            "that interprets and translates, both",
+        ),
+        "--trace with --lockstep": (
+            wish.tracer is not None and wish.lockstep,
+            "it tells of one engine, --accel interpret or --accel translate",
+        ),
+        "--stride": (wish.stride is not None and not wish.lockstep, "it belongs to --lockstep"),
     }
     for option, (given, cause) in lacks.items():
         if given:
             raise ConfigError(f"{option} does not go with a RISC-V machine", cause=cause, remedy="leave it out")
-    accelerator = wish.accelerator or "translate"
+    accelerator = LOCKSTEP if wish.lockstep else wish.accelerator or "translate"
 
-    def build(console: Callable[[bytes], None] | None) -> RiscvMachine:
+    def build(console: Callable[[bytes], None] | None) -> RiscvMachine | LockstepMachine:
         from minivmm import RiscvMachine
 
+        if wish.lockstep:
+            from minivmm.emulator.lockstep.machine import STRIDE, LockstepMachine
+
+            return LockstepMachine(
+                image,
+                memory=MEMORY if wish.memory is None else wish.memory,
+                cmdline=wish.cmdline,
+                disks=wish.disks,
+                virtio_console=wish.virtio_console,
+                rng=wish.rng,
+                console=console,
+                stride=STRIDE if wish.stride is None else wish.stride,
+            )
         return RiscvMachine(
             image,
             memory=MEMORY if wish.memory is None else wish.memory,
@@ -238,6 +271,7 @@ def _emulated(wish: Wish, image: Path) -> Plan:
             rng=wish.rng,
             console=console,
             accelerator=accelerator,
+            tracer=None if wish.tracer is None else wish.tracer(),
         )
 
     return Plan(image, RISCV64, accelerator, "", build)

@@ -30,6 +30,11 @@ class Atomics:
         self.reserved: tuple[int, int, int] | None = None
         """LR's reservation: offset in RAM, size and value."""
 
+    @property
+    def reservation(self) -> int:
+        """The offset in RAM that is reserved; -1 for none."""
+        return -1 if self.reserved is None else self.reserved[0]
+
     def drop_reservation(self) -> None:
         """No SC succeeds before the next LR."""
         self.reserved = None

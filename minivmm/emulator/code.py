@@ -67,6 +67,8 @@ class CodeCache:
         """Instructions decoded so far."""
         self.invalidated = 0
         """Pages whose decoded code was overwritten."""
+        self.longest = MAX_BLOCK
+        """Instructions in a block that is made from now on."""
         self.flushed = 0
         """How often all decoded code was forgotten because it was too much."""
 
@@ -110,7 +112,7 @@ class CodeCache:
             page = self._page(offset)
             block = page.blocks.get((regime, pc))
             if block is None:
-                block = self._make(regime, pc, offset, MAX_BLOCK)
+                block = self._make(regime, pc, offset, self.longest)
                 if block.end - pc <= PAGE_SIZE - (offset & OFFSET_MASK):
                     page.blocks[regime, pc] = block
         except Trap as trap:
@@ -119,11 +121,11 @@ class CodeCache:
         return block
 
     def single(self, regime: Regime, pc: int) -> Block:
-        """A block of the one instruction at `pc`, kept nowhere."""
+        """A block of the one instruction at `pc`, decoded whatever the engine, kept nowhere."""
         try:
             offset = self._locate(regime, pc)
             self._page(offset)
-            return self._make(regime, pc, offset, 1)
+            return CodeCache._make(self, regime, pc, offset, 1)
         except Trap as trap:
             return Block([partial(_raise, trap.cause, trap.tval)], [pc], pc)
 

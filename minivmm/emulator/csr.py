@@ -7,12 +7,14 @@ A register with a rule of its own has `read_NAME` or `write_NAME`, and is found 
 from __future__ import annotations
 
 from collections.abc import Callable
+from operator import attrgetter
 from typing import TYPE_CHECKING
 
 from minivmm.emulator.csr_table import (
     ALL,
     CSR_TABLE,
     MPP_SHIFT,
+    READ_ONLY,
     SATP_ASID,
     SATP_BARE,
     SATP_MODE_SHIFT,
@@ -92,6 +94,12 @@ class CsrFile:
     def write(self, number: int, value: int) -> None:
         """Changes what may be changed."""
         self._write[number](value & ALL)
+
+    def state(self) -> dict[str, int]:
+        """What can change, by name. `time` is not in it: it is the machine's."""
+        found: dict[str, int] = dict(zip(_STORED, _stored(self), strict=True))
+        found |= {"mip": self.read_mip(), "satp": self._hart.mmu.satp, "fcsr": self.read_fcsr()}
+        return found
 
     # --- status ------------------------------------------------------------------------------------------------------
     def write_mstatus(self, value: int) -> None:
@@ -223,3 +231,10 @@ class CsrFile:
 
 _ROWS = {row.number: row for row in CSR_TABLE}
 _MSTATUS, _MIP, _MIE, _MIDELEG = _ROWS[Csr.MSTATUS], _ROWS[Csr.MIP], _ROWS[Csr.MIE], _ROWS[Csr.MIDELEG]
+_STORED = (
+    "cycle_offset",
+    "instret_offset",
+    *(row.name for row in CSR_TABLE if row.writable != READ_ONLY and not hasattr(CsrFile, f"read_{row.name}")),
+)
+"""Attributes of CsrFile that hold a register, or what it is made of."""
+_stored = attrgetter(*_STORED)

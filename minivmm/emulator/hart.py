@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import cast
 
+from minivmm.emulator.assembly import ABI_NAMES, FLOATING_NAMES
 from minivmm.emulator.atomics import Atomics
 from minivmm.emulator.code import Block, CodeCache
 from minivmm.emulator.csr import CsrFile
@@ -58,6 +59,8 @@ class Hart:
         """In wfi, with no enabled interrupt pending when last looked."""
         self.traps = 0
         """Exceptions and interrupts taken."""
+        self.attended = 0
+        """How often a slice was ended for interrupts to be looked at."""
         self._goal = self._left = 0
         self.mmu = self._make_mmu()
         self.csrs = self._make_csrs()
@@ -86,6 +89,20 @@ class Hart:
         """What executing took beyond what every hart counts, by name."""
         return {}
 
+    def architectural_state(self) -> dict[str, int]:
+        """All that a program could tell of the hart, by name: what every engine must agree on (emulator.lockstep)."""
+        return {
+            "pc": self.pc,
+            **dict(zip(ABI_NAMES, self.x, strict=False)),
+            **dict(zip(FLOATING_NAMES, self.floating.f, strict=True)),
+            "mode": self.mode,
+            "waiting": int(self.waiting),
+            "retired": self.retired,
+            "traps": self.traps,
+            "reservation": self.atomics.reservation,
+            **self.csrs.state(),
+        }
+
     def close(self) -> None:
         """Gives back what the host gave; it executes nothing any more."""
 
@@ -97,6 +114,7 @@ class Hart:
 
     def attend(self) -> None:
         """Ends the slice with this block: interrupts are to be looked at."""
+        self.attended += 1
         self._goal -= self._left
         self._left = 0
 

@@ -6,28 +6,29 @@ It has the verbs, outcomes and deadline of minivmm.Machine.
 from __future__ import annotations
 
 import contextlib
+import os
 import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from minivmm.devices.serial import Serial
 from minivmm.emulator import clint, finisher, image, plic, virt
 from minivmm.emulator.assembly import ABI_NAMES
 from minivmm.emulator.hart import Hart
 from minivmm.emulator.physical import AddressSpace, Ram
-from minivmm.errors import ConfigError, HostError
-from minivmm.outcome import EndOfRun, Outcome, RunResult
-from minivmm.tail import Tail
+from minivmm.errors import ConfigError
+from minivmm.life import Life
+from minivmm.outcome import EndOfRun, Outcome
 
 if TYPE_CHECKING:
+    from minivmm.emulator.trace import Tracer
     from minivmm.virtio.block import Disk
     from minivmm.virtio.console import Console
     from minivmm.virtio.device import VirtioDevice
     from minivmm.virtio.mmio import VirtioMmio
 
-CONSOLE_LIMIT = 1 << 20  # bytes of console output kept in the result
 IDLE_LOOK = 1.0  # seconds an idle hart waits at most before it looks again
 A0, A1 = 10, 11
 
@@ -49,13 +50,14 @@ class Figures(NamedTuple):
     walks: int  # of page tables
 
 
-class RiscvMachine:
+class RiscvMachine(Life):
     """A machine that boots `image`: ELF64 for RISC-V, or raw bytes that are put at 0x8000_0000 and entered there.
 
     memory: bytes of RAM. cmdline: /chosen/bootargs of the device tree, whose address is in a1. console: gets serial
     output as it comes, on the hart's thread. disks: virtio-blk devices, the first in the lowest slot. clock: "host", or
-    "instructions" for a time that advances with every instruction, so that a run repeats itself exactly. accelerator:
-    "interpret", or "translate" for dynamic translation to x86-64 (emulator.translator).
+    "instructions" for a time that advances with every instruction, so that a run repeats itself exactly. entropy:
+    where the virtio entropy device (rng) gets its bytes. accelerator: "interpret", or "translate" for dynamic
+    translation to x86-64 (emulator.translator). tracer: is told what the engine does (emulator.trace), which is slow.
 
     Everything is made here: raises ImageError, ConfigError, HostError. Use it as a context manager, or call close().
     """
@@ -70,22 +72,19 @@ class RiscvMachine:
         console: Callable[[bytes], None] | None = None,
         virtio_console: bool = False,
         rng: bool = False,
+        entropy: Callable[[int], bytes] = os.urandom,
         clock: str = HOST,
         accelerator: str = INTERPRET,
+        tracer: Tracer | None = None,
     ) -> None:
         if clock not in (HOST, INSTRUCTIONS):
             raise ConfigError(f"no such clock: {clock!r}", cause=f"known are {HOST} and {INSTRUCTIONS}")
         if accelerator not in (INTERPRET, TRANSLATE):
             raise ConfigError(f"no such accelerator: {accelerator!r}", cause=f"known are {INTERPRET} and {TRANSLATE}")
-        self._release = contextlib.ExitStack()
-        self._sink = console
-        self._output = Tail(CONSOLE_LIMIT)
-        self._end: EndOfRun | None = None
-        self._end_lock = threading.Lock()
-        self._ended = threading.Event()
+        super().__init__(console)
         self._wake = threading.Event()
-        self._result: RunResult | None = None
-        self._started = self._deadline = self._seconds = self._cpu_seconds = 0.0
+        self._cpu_seconds = 0.0
+        self._executes = 0  # the thread that does
         self._thread = threading.Thread(target=self._run, name="hart-0", daemon=True)
         self.transports: list[VirtioMmio] = []
         self.virtio_console: Console | None = None
@@ -95,21 +94,28 @@ class RiscvMachine:
             self._release.callback(self.memory.close)
             self.space = AddressSpace(self.memory)
             self._release.callback(self.space.close)
-            self.hart = self._make_hart(accelerator)
+            self.hart = self._make_hart(accelerator, tracer)
             self._release.callback(self.hart.close)
-            self._add_devices(clock, disks, virtio_console, rng)
+            self._add_devices(clock, disks, virtio_console, entropy if rng else None)
             self._load(image, cmdline)
             undo.pop_all()
 
     # --- assembly ----------------------------------------------------------------------------------------------------
-    def _make_hart(self, accelerator: str) -> Hart:
-        if accelerator == INTERPRET:
-            return Hart(self.space, self._lines, self._time)
-        from minivmm.emulator.translator.hart import TranslatingHart
+    def _make_hart(self, accelerator: str, tracer: Tracer | None) -> Hart:
+        kind: type[Hart] = Hart
+        if accelerator == TRANSLATE:
+            from minivmm.emulator.translator.hart import TranslatingHart
 
-        return TranslatingHart(self.space, self._lines, self._time)
+            kind = TranslatingHart
+        if tracer is not None:
+            from minivmm.emulator.trace import traced
 
-    def _add_devices(self, clock: str, disks: Sequence[Disk], virtio_console: bool, rng: bool) -> None:
+            kind = traced(kind, tracer)
+        return kind(self.space, self._lines, self._time)
+
+    def _add_devices(
+        self, clock: str, disks: Sequence[Disk], virtio_console: bool, entropy: Callable[[int], bytes] | None
+    ) -> None:
         hart, space = self.hart, self.space
         source = clint.HostClock() if clock == HOST else clint.InstructionClock(lambda: hart.retired)
         self._clint = clint.Clint(source, hart.attend)
@@ -129,10 +135,10 @@ class RiscvMachine:
 
             self.virtio_console = Console(self._console_output)
             self._add_virtio(self.virtio_console)
-        if rng:
+        if entropy is not None:
             from minivmm.virtio.entropy import Entropy
 
-            self._add_virtio(Entropy())
+            self._add_virtio(Entropy(source=entropy))
         for slot in range(len(self.transports), virt.VIRTIO_SLOTS):
             space.add(virt.VIRTIO + slot * virt.VIRTIO_SIZE, virt.VIRTIO_SIZE, virt.EmptySlot())
 
@@ -153,12 +159,6 @@ class RiscvMachine:
         tree = virt.device_tree(self.memory.size, cmdline)
         self.hart.pc, self.hart.x[A1] = image.load(path, self.memory, tree)
 
-    def _console_output(self, data: bytes) -> None:
-        """What the guest transmitted: kept (the last CONSOLE_LIMIT bytes) and handed on."""
-        self._output.write(data)
-        if self._sink is not None:
-            self._sink(data)
-
     def _lines(self) -> int:
         """What the devices hold up, as bits of mip."""
         return self._clint.lines() | self._plic.lines()
@@ -168,61 +168,18 @@ class RiscvMachine:
 
     def _line_changed(self) -> None:
         """The PLIC has news: at once when the hart caused it, else at its next slice."""
-        if threading.current_thread() is self._thread:
+        if threading.get_ident() == self._executes:
             self.hart.attend()
         else:
             self._wake.set()
 
     # --- life --------------------------------------------------------------------------------------------------------
-    def run(self, timeout: float = 60.0) -> RunResult:
-        """Starts the machine and waits for its end: at most `timeout` seconds, then the outcome is DEADLINE."""
-        try:
-            self.start(timeout)
-            return self.wait()
-        except KeyboardInterrupt:  # before wait() was there to take it
-            if not self._started:
-                raise
-            self._note_interrupt()
-            return self.wait()
-
-    def start(self, timeout: float = 60.0) -> None:
-        """Starts the hart. A machine starts once. Raises ConfigError for a second time."""
-        if self._started:
-            raise ConfigError("this machine has run already", remedy="make a new RiscvMachine")
-        self._started = time.monotonic()
-        self._deadline = self._started + timeout
+    def _begin(self) -> None:
         self._thread.start()
 
-    def wait(self) -> RunResult:
-        """Waits for the end, at most until the deadline. Ctrl-C in the waiting thread ends it as INTERRUPTED."""
-        if self._result is not None:
-            return self._result
-        if not self._started:
-            raise ConfigError("this machine has not been started", remedy="machine.start()")
-        try:
-            if not self._ended.wait(max(self._deadline - time.monotonic(), 0)):
-                allowed = self._deadline - self._started
-                self._note_end(EndOfRun(Outcome.DEADLINE, f"still running after {allowed:g} seconds"))
-        except KeyboardInterrupt:
-            self._note_interrupt()
+    def _halt(self) -> None:
+        self._wake.set()
         self._thread.join()
-        assert self._end is not None
-        end = self._end
-        quiet = end.outcome in (Outcome.SHUTDOWN, Outcome.EXITED, Outcome.INTERRUPTED)
-        self._result = RunResult(
-            outcome=end.outcome,
-            detail=end.detail,
-            code=end.code,
-            console=bytes(self._output),
-            seconds=self._seconds,
-            exits=self.exits,
-            registers={} if quiet else self.registers,
-        )
-        return self._result
-
-    def stop(self, detail: str = "stopped by the caller") -> None:
-        """Ends the run as INTERRUPTED. Thread-safe; wait() then returns."""
-        self._note_end(EndOfRun(Outcome.INTERRUPTED, detail))
 
     def send(self, data: bytes) -> None:
         """Bytes for the guest's serial port. Thread-safe. See `pending_input` for how many it has not read yet."""
@@ -276,59 +233,39 @@ class RiscvMachine:
             "satp": hart.mmu.satp,
         }
 
-    def _note_end(self, end: EndOfRun) -> None:
-        """Records how the run ends; the first to say so wins."""
-        with self._end_lock:
-            if self._end is None:
-                self._seconds = time.monotonic() - self._started
-                # Without its traceback, whose frames hold views of RAM.
-                self._end = end.with_traceback(None)
-        self._ended.set()
-        self._wake.set()
-
-    def _note_interrupt(self) -> None:
-        self._note_end(EndOfRun(Outcome.INTERRUPTED, "interrupted from the keyboard"))
+    def _registers(self) -> dict[str, int]:
+        return self.registers
 
     def _run(self) -> None:
-        """The thread's body. Whatever happens in here becomes an outcome."""
+        """The thread's body."""
         started = time.thread_time()
-        hart, ended = self.hart, self._ended.is_set
         try:
-            while not ended():
-                if hart.look_at_interrupts():
-                    hart.execute(hart.slice)
-                else:
-                    self._idle()
-        except EndOfRun as end:
-            self._note_end(end)
-        except HostError as error:
-            self._note_end(EndOfRun(Outcome.HOST_ERROR, error.message))
-        except Exception as error:  # noqa: BLE001  the thread's boundary: a bug here must end the run, and say what it was
-            self._note_end(EndOfRun(Outcome.HOST_ERROR, f"minivmm failed: {type(error).__name__}: {error}"))
+            self._to_the_end(self._execute)
         finally:
             self._cpu_seconds = time.thread_time() - started
 
-    def _idle(self) -> None:
-        """The hart is in wfi: until the timer, or until a device wakes it."""
+    def _execute(self) -> None:
+        self.execute_here()
+        hart, ended = self.hart, self._ended.is_set
+        while not ended():
+            if hart.look_at_interrupts():
+                hart.execute(hart.slice)
+            else:
+                self.idle(IDLE_LOOK)
+
+    def execute_here(self) -> None:
+        """The calling thread executes the hart from now on: this machine's own, or that of one who drives it."""
+        self._executes = threading.get_ident()
+
+    def idle(self, longest: float) -> None:
+        """The hart is in wfi: until the timer, or until a device wakes it, or `longest` seconds. Raises EndOfRun when
+        nothing can."""
         enabled = self.hart.csrs.mie
         if not enabled:
             raise EndOfRun(Outcome.HALTED, "the hart is in wfi with no interrupt enabled")
-        pause = IDLE_LOOK
+        pause = longest
         if enabled & clint.TIMER:
             pause = min(self._clint.seconds_until_timer(), pause)
         if pause > 0:
             self._wake.wait(pause)
         self._wake.clear()
-
-    def close(self) -> None:
-        """Ends the run if it still goes, and gives everything back to the host. May be called twice."""
-        if self._started and self._result is None:
-            self.stop("closed")
-            self.wait()
-        self._release.close()
-
-    def __enter__(self) -> RiscvMachine:
-        return self
-
-    def __exit__(self, *_: Any) -> None:
-        self.close()

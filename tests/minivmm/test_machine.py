@@ -93,7 +93,7 @@ def test_the_deadline_ends_a_guest_that_never_does_and_shows_where_it_was(guest:
 
 def test_a_flood_of_output_is_kept_within_bounds(guest: Write, monkeypatch: pytest.MonkeyPatch) -> None:
     limit = 4096
-    monkeypatch.setattr("minivmm.machine.CONSOLE_LIMIT", limit)
+    monkeypatch.setattr("minivmm.life.CONSOLE_LIMIT", limit)
     # mov edx, 0x3f8; mov esi, 0x100000; again: mov ecx, 0x400; rep outsb; jmp mov esi
     flood = b"\xba\xf8\x03\0\0" + b"\xbe\0\0\x10\0\xb9\0\4\0\0\xf3\x6e\xeb\xf2"
     total = 0

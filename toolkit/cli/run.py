@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 import click
 
 from minivmm.outcome import Outcome
-from toolkit.cli import ExitStatus, run_report
+from toolkit.cli import ExitStatus, run_report, run_trace
 from toolkit.cli.sizes import Size
-from toolkit.machines import EMULATORS, RISCV64, XEN, Wish, plan
+from toolkit.machines import EMULATORS, LOCKSTEP, RISCV64, XEN, Wish, plan
 
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
@@ -32,6 +32,8 @@ Examples:
   echo quit | vtk run bench --json
   vtk run hello --xen
   vtk run hello --arch riscv64 --accel interpret
+  vtk run hello --arch riscv64 --lockstep
+  vtk run hello --arch riscv64 --trace trace.json --trace-events blocks,traps
   vtk run --xen vmlinuz --initrd initrd.cpio --append "quiet"
   vtk run --user ./program --root . -- -v file
 
@@ -135,6 +137,38 @@ def _complete_guest(_ctx: click.Context, _param: click.Parameter, incomplete: st
     type=Size(),
     help="What it may write to files there; then no space is left. [default: 1G]",
 )
+@click.option(
+    "--lockstep",
+    is_flag=True,
+    help="Interpret and translate a RISC-V guest, both, and compare; `diverged` when they do not do the same.",
+)
+@click.option(
+    "--stride",
+    metavar="N",
+    type=click.IntRange(1),
+    help="Compare after N instructions at most; 1: after every block.  [default: 10000]",
+)
+@click.option(
+    "--trace",
+    metavar="FILE",
+    type=click.Path(dir_okay=False, allow_dash=True),
+    help="Tell what a RISC-V guest's engine does: lines, or JSON for Perfetto in a .json; - is standard error.",
+)
+@click.option(
+    "--trace-events",
+    metavar="LIST",
+    callback=run_trace.events,
+    shell_complete=run_trace.complete_events,
+    help=f"Of {', '.join(run_trace.EVENTS)}.  [default: all]",
+)
+@click.option(
+    "--trace-limit",
+    metavar="N",
+    type=click.IntRange(1),
+    default=run_trace.LIMIT,
+    show_default=True,
+    help="Events that are written.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object at the end, console included.")
 @click.option("--stats", is_flag=True, help="Print exits and KVM's counters on standard error.")
 def run(
@@ -156,6 +190,11 @@ def run(
     user: bool,
     root: Path | None,
     quota: int | None,
+    lockstep: bool,
+    stride: int | None,
+    trace: str | None,
+    trace_events: frozenset[str],
+    trace_limit: int,
     as_json: bool,
     stats: bool,
 ) -> int:
@@ -175,6 +214,7 @@ def run(
     from toolkit.console import Output, Session
 
     _end_with_parent()
+    tracing = run_trace.Tracing(trace, trace_events, trace_limit)
     if user:
         from toolkit.cli import run_program
 
@@ -195,17 +235,24 @@ def run(
                 raise click.UsageError(f"{option} is a machine's; --user runs a program")
         if quota is not None and root is None:
             raise click.UsageError("--quota goes with --root")
-        accelerator = accelerator or "translate"
-        return run_program.run(guest, arguments, memory, timeout, accelerator, root, quota, as_json, stats)
+        accelerator = _program_accelerator(accelerator, lockstep, stride, trace)
+        return run_program.run(
+            guest, arguments, memory, timeout, accelerator, root, quota, stride, tracing, as_json, stats
+        )
     if arguments or root is not None or quota is not None:
         option = "--root" if root else "--quota" if quota else repr(arguments[0])
         raise click.UsageError(f"{option} goes with a program: --user")
-    wish = Wish(guest, memory, cpus, append, disks, boot, virtio_console, rng, accelerator, xen, initrd, audit, arch)
+    wish = Wish(
+        *(guest, memory, cpus, append, disks, boot, virtio_console, rng, accelerator, xen, initrd, audit, arch),
+        lockstep=lockstep,
+        stride=stride,
+        tracer=tracing.tracer if trace else None,
+    )
     planned = plan(wish)
     if planned.reason:
         click.echo(f"vtk: running under QEMU's emulation: {planned.reason}", err=True)
     output = None if as_json else Output(1)
-    with planned.build(output.write if output else None) as machine:
+    with tracing, planned.build(output.write if output else None) as machine:
         at_terminal = terminal.is_ours(0)
         session = Session(machine, output, read_input=not (as_json and at_terminal))
         if session.interactive and sys.stderr.isatty():
@@ -222,11 +269,23 @@ def run(
         run_report.print_json(guest, planned, result)
     else:
         run_report.print_outcome(result, mid_line=output is not None and output.last != b"\n")
+    if planned.accelerator == LOCKSTEP:
+        run_report.print_lockstep(result.outcome, result.exits)
     if stats:
         run_report.print_stats(planned, result, counters)
     if output is not None and output.broken:
         return ExitStatus.BROKEN_PIPE
     return result.exit_status
+
+
+def _program_accelerator(asked: str | None, lockstep: bool, stride: int | None, trace: str | None) -> str:
+    if lockstep and asked is not None:
+        raise click.UsageError("--lockstep interprets and translates, both: leave --accel out")
+    if lockstep and trace is not None:
+        raise click.UsageError("--trace tells of one engine: --accel interpret or --accel translate, not --lockstep")
+    if stride is not None and not lockstep:
+        raise click.UsageError("--stride belongs to --lockstep")
+    return LOCKSTEP if lockstep else asked or "translate"
 
 
 def _end_with_parent() -> None:

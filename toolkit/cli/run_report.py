@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 
 import click
 
@@ -31,6 +32,16 @@ def print_outcome(result: RunResult, *, mid_line: bool) -> None:
         click.echo("  " + "  ".join(registers[row : row + REGISTERS_A_ROW]), err=True)
     for line in result.dump.splitlines():
         click.echo(f"  {line}", err=True)
+
+
+def print_lockstep(outcome: Outcome, counts: Mapping[str, int]) -> None:
+    """What was compared, on standard error; a difference has been told as the outcome."""
+    if outcome is not Outcome.DIVERGED:
+        click.echo(
+            f"vtk: lockstep: {counts['instructions']:,} instructions interpreted and translated, "
+            f"compared {counts['compared']:,} times, memory {counts['memory_compared']:,} times: no difference",
+            err=True,
+        )
 
 
 def print_json(guest: str, planned: Plan, result: RunResult) -> None:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import ctypes
 from typing import TYPE_CHECKING
 
-from minivmm.emulator.code import MAX_BLOCK, Block, CodeCache, CodePage
+from minivmm.emulator.code import Block, CodeCache, CodePage
 from minivmm.emulator.decoder import Decoded, IllegalInstruction
 from minivmm.emulator.physical import PAGE_SHIFT, AddressSpace
 from minivmm.emulator.system import SYSTEM
@@ -157,18 +157,16 @@ class TranslatedCode(CodeCache):
 
     # --- making ------------------------------------------------------------------------------------------------------
     def _make(self, regime: Regime, pc: int, offset: int, limit: int) -> Block | TranslatedBlock:  # type: ignore[override]
-        if limit == 1:
-            return super()._make(regime, pc, offset, limit)
-        instructions = self._gather(regime, pc, offset)
+        instructions = self._gather(regime, pc, offset, limit)
         if not instructions:
             return super()._make(regime, pc, offset, 1)
         return self._translate(regime, instructions, offset)  # type: ignore[arg-type]
 
-    def _gather(self, regime: Regime, pc: int, offset: int) -> list[tuple[int, Decoded]]:
+    def _gather(self, regime: Regime, pc: int, offset: int, limit: int) -> list[tuple[int, Decoded]]:
         """The instructions to translate from `pc`, at `offset` in RAM; none when the first one is to be interpreted."""
         found: list[tuple[int, Decoded]] = []
         page_end = (offset | _OFFSET_MASK) + 1
-        while len(found) < MAX_BLOCK and offset < page_end:
+        while len(found) < limit and offset < page_end:
             try:
                 decoded = self.decode(regime, pc, offset, page_end)
             except (Trap, IllegalInstruction):

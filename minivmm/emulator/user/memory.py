@@ -189,6 +189,14 @@ class ProcessMemory:
         """Bytes of RAM that are in use."""
         return len(self._frames) * PAGE_SIZE
 
+    def pages(self) -> dict[int, int]:
+        """Where in RAM a page is, by its address, for those that have been touched."""
+        return {page << PAGE_SHIFT: frame for page, frame in self._frames.items()}
+
+    def frame(self, address: int) -> int | None:
+        """Where in RAM the page of an address is; None when it has not been touched."""
+        return self._frames.get(address >> PAGE_SHIFT)
+
     # --- for system calls: the kernel's accesses ---------------------------------------------------------------------
     def read(self, address: int, length: int) -> bytes:
         """Raises Trap, as the program's own load would."""

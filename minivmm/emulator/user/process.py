@@ -17,6 +17,7 @@ import struct
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from minivmm.boot.elf import EM_RISCV, ET_DYN, PT_INTERP, PT_LOAD, Elf, read_image
 from minivmm.emulator.csr_table import Status
@@ -33,6 +34,9 @@ from minivmm.errors import ImageError
 from minivmm.memory import PAGE_SIZE
 from minivmm.outcome import EndOfRun, Outcome, RunResult
 from minivmm.tally import Tally
+
+if TYPE_CHECKING:
+    from minivmm.emulator.trace import Tracer
 
 STACK_SIZE = 8 << 20  # bytes
 PIE_BASE = 0x20_0000_0000
@@ -71,8 +75,8 @@ class Process:
     """A program with its arguments, ready to run.
 
     root: the directory it may see, as its `/`; None: no files but the three that are open. memory: bytes of RAM it may
-    fill. quota: bytes it may write to files. translate: by dynamic translation; else interpreted.
-    Raises ImageError, HostError.
+    fill. quota: bytes it may write to files. translate: by dynamic translation; else interpreted. tracer: is told what
+    the engine does. Raises ImageError, HostError.
     """
 
     def __init__(
@@ -85,7 +89,9 @@ class Process:
         memory: int = 1 << 30,
         quota: int = 1 << 30,
         translate: bool = True,
+        tracer: Tracer | None = None,
     ) -> None:
+        self._tracer = tracer
         self.name = str(program)
         self.signal_actions: dict[int, bytes] = {}
         self.stack_size = STACK_SIZE
@@ -115,6 +121,14 @@ class Process:
         hart.csrs.write_mstatus(int(Status.FS))
         hart.enter(int(Privilege.U))
         return hart
+
+    def traced(self, kind: type[Hart]) -> type[Hart]:
+        """A hart's class, or the one that tells the tracer."""
+        if self._tracer is None:
+            return kind
+        from minivmm.emulator.trace import traced
+
+        return traced(kind, self._tracer)
 
     # --- the image ---------------------------------------------------------------------------------------------------
     def _load(self, elf: Elf, arguments: list[str], environment: list[str]) -> None:
@@ -160,7 +174,7 @@ class Process:
             self.memory.force(at, data)
             addresses.append(at)
         at -= 16
-        self.memory.force(at, os.urandom(16))
+        self.memory.force(at, self.random(16))
         first = next(segment for segment in elf.segments if segment.type == PT_LOAD)
         vector = {
             Aux.PHDR: first.vaddr - first.offset + elf.header.phoff + bias,
@@ -195,7 +209,7 @@ class Process:
         try:
             while True:
                 self.hart.execute(SLICE)
-                self._look_at_the_clock()
+                self.look_at_the_clock()
         except EndOfRun as end:
             return RunResult(end.outcome, end.detail, end.code, seconds=time.monotonic() - started)
         except KeyboardInterrupt:
@@ -208,7 +222,8 @@ class Process:
         self.deadline = math.inf if timeout is None else now + timeout
         return now
 
-    def _look_at_the_clock(self) -> None:
+    def look_at_the_clock(self) -> None:
+        """Raises EndOfRun at the deadline."""
         if time.monotonic() >= self.deadline:
             raise EndOfRun(Outcome.DEADLINE, f"still running after {self._timeout:g} seconds")
 
@@ -227,10 +242,11 @@ class Process:
             name = Cause(cause).name.lower().replace("_", " ")
             self.die(_SIGNALS.get(Cause(cause), signal.SIGSEGV), f"{name} at {pc:#x}, address {tval:#x}")
         hart.pc = pc + 4 & _M64
-        self._look_at_the_clock()  # a call may take as long as a million instructions
-        hart.x[A0] = self._call(hart.x[A7]) & _M64
+        self.look_at_the_clock()  # a call may take as long as a million instructions
+        hart.x[A0] = self.call(hart.x[A7]) & _M64
 
-    def _call(self, number: int) -> int:
+    def call(self, number: int) -> int:
+        """A system call with the arguments in the registers; its result, negative for an error. Raises EndOfRun."""
         function, count = CALLS.get(number, (None, 0))
         if function is None:
             self.unknown.count(str(number))
@@ -331,6 +347,14 @@ class Process:
         """What a mapping begins with. Raises NoMemory."""
         self.memory.force(address, data)
 
+    def now(self) -> int:
+        """What rdtime reads: nanoseconds."""
+        return time.monotonic_ns()
+
+    def random(self, count: int) -> bytes:
+        """Random bytes that the program is started with."""
+        return os.urandom(count)
+
     # --- what may take long: never beyond the deadline ---------------------------------------------------------------
     def _allowed(self, seconds: float) -> float:
         return max(min(seconds, self.deadline - time.monotonic(), _LONGEST), 0)
@@ -338,13 +362,13 @@ class Process:
     def sleep(self, seconds: float) -> None:
         """Raises EndOfRun at the deadline."""
         time.sleep(self._allowed(seconds))
-        self._look_at_the_clock()
+        self.look_at_the_clock()
 
     def poll(self, poller: select.poll, seconds: float) -> list[tuple[int, int]]:
         """What is ready within so many seconds. Raises EndOfRun at the deadline."""
         ready = poller.poll(math.ceil(self._allowed(seconds) * 1000))
         if not ready:
-            self._look_at_the_clock()
+            self.look_at_the_clock()
         return ready
 
     def wait_for(self, host: int, events: int) -> bool:
@@ -380,7 +404,7 @@ def _interpreting(process: Process) -> Hart:
         def trap(self, pc: int, cause: int, tval: int = 0, *, interrupt: bool = False) -> None:  # noqa: ARG002
             process.trap(pc, cause, tval)
 
-    return UserHart(process.space, lambda: 0, time.monotonic_ns)
+    return process.traced(UserHart)(process.space, lambda: 0, process.now)
 
 
 def _translating(process: Process) -> Hart:
@@ -400,7 +424,7 @@ def _translating(process: Process) -> Hart:
         def trap(self, pc: int, cause: int, tval: int = 0, *, interrupt: bool = False) -> None:  # noqa: ARG002
             process.trap(pc, cause, tval)
 
-    return UserHart(process.space, lambda: 0, time.monotonic_ns)
+    return process.traced(UserHart)(process.space, lambda: 0, process.now)
 
 
 assert STACK_TOP < USER_END
