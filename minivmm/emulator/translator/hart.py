@@ -8,7 +8,7 @@ from functools import partial
 from typing import cast
 
 from minivmm.emulator.atomics import Atomics
-from minivmm.emulator.code import Block, CodeCache
+from minivmm.emulator.code import MAX_BLOCK, Block, CodeCache
 from minivmm.emulator.csr import CsrFile
 from minivmm.emulator.decoder import Decoded
 from minivmm.emulator.floating import BOXED, Floating
@@ -26,6 +26,7 @@ from minivmm.emulator.traps import Cause, CodeChanged, Trap
 from minivmm.outcome import EndOfRun
 
 _M64 = (1 << 64) - 1
+_ECALL = (Cause.ECALL_FROM_U, Cause.ECALL_FROM_S, 0, Cause.ECALL_FROM_M)  # by mode
 _SIZE = {"b": 1, "h": 2, "w": 4, "d": 8}
 
 
@@ -149,7 +150,14 @@ class TranslatingHart(Hart):
                 traps[0] = 0
             if kind is Kind.SYSTEM:
                 self._left += site.block.count - site.index
-                return self._system(site)
+                pc = self._system(site)
+                following = self._find(pc) if self._left >= MAX_BLOCK else None
+                if type(following) is not TranslatedBlock:
+                    return pc
+                regime = self.regime
+                budget[0] = self._left
+                address = following.entry
+                continue
             if kind is Kind.ATTEND:
                 self._left += site.block.count - site.index - 1
                 self.attend()
@@ -191,7 +199,7 @@ class TranslatingHart(Hart):
         """A SYSTEM instruction; everything before it is done and counted. Returns where to go on."""
         decoded = cast(Decoded, site.decoded)
         if decoded.name == "ecall":
-            self.trap(site.pc, Cause.ECALL_FROM_U + self.mode)
+            self.trap(site.pc, _ECALL[self.mode])
             return self.pc
         if site.operation is None:
             site.operation = partial(SYSTEM[decoded.name], self, decoded, site.pc)

@@ -58,6 +58,8 @@ _SIGNALS = {
 }
 """What Linux sends (arch/riscv/kernel/traps.c); a page fault is SIGSEGV."""
 
+_CALL_NAMES = {call.value: call.name.lower() for call in SystemCall}
+
 
 class _Pages:
     """What replaces the page tables in an Mmu: the process' mappings."""
@@ -249,7 +251,7 @@ class Process:
         if function is None:
             self.unknown.count(str(number))
             return -ENOSYS
-        self.calls.count(SystemCall(number).name.lower())
+        self.calls.count(_CALL_NAMES[number])
         try:
             return function(self, *self.hart.x[A0 : A0 + count])
         except OSError as error:
