@@ -113,6 +113,8 @@ def test_a_trace_that_cannot_be_written_is_told_and_the_guest_goes_on() -> None:
         (("--user", "program", "--lockstep", "--accel", "interpret"), "--lockstep interprets and translates"),
         (("--user", "program", "--lockstep", "--trace", "{}"), "--trace tells of one engine"),
         (("--user", "program", "--stride", "5"), "--stride belongs to --lockstep"),
+        (("--user", "program", "--quota", "1M"), "--quota goes with --root"),
+        (("hello", "--quota", "1M"), "--quota goes with a program"),
         (("hello", "--arch", "riscv64", "--trace", "{}", "--trace-events", "loops"), "'loops' is not one of"),
         (("hello", "--arch", "riscv64", "--trace", "{}/none"), "the trace cannot be written to"),
     ],
