@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[2]
 # Rooms of minivmm from the bottom up: a module imports its own room and rooms on lower lines only.
 LAYERS = [
     {"errors", "layout", "outcome", "tail", "tally"},
-    {"kvm", "memory"},
+    {"kvm", "life", "memory"},
     {"exits", "x86", "bus"},
     {"devices", "boot", "virtio", "deprivileged"},
     {"xen", "emulator"},

@@ -36,7 +36,7 @@ def list_guests(as_json: bool) -> None:
 @click.option("--compiler", type=click.Choice(["zig", "gcc"]), default="zig", show_default=True)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def build(names: tuple[str, ...], compiler: str, as_json: bool) -> int:
-    """Build the guests named, or all of them and the native program. Prints where each one is."""
+    """Build the guests named, or all of them and the programs of vtk compare. Prints where each one is."""
     from guest_os.build import BuildError
     from guest_os.build import build as build_guests
 

@@ -135,12 +135,17 @@ class Engine:
         if self._client is None:
             import docker
 
-            with engine_errors("take our image"):
-                self._client = docker.DockerClient(base_url=f"unix://{self._path}", timeout=API_TIMEOUT)
-                # A name for each, with a host: Podman 4.3 ignores the tag, and looks for other names in a registry.
-                repository = f"localhost/{REPOSITORY}-{os.getpid()}-{next(self._count)}"
-                self._client.api.import_image_from_data(_root(self._program), repository=repository, tag="latest")
-                self._image = f"{repository}:latest"
+            with engine_errors("answer"):
+                client = docker.DockerClient(base_url=f"unix://{self._path}", timeout=API_TIMEOUT)
+            # A name for each, with a host: Podman 4.3 ignores the tag, and looks for other names in a registry.
+            repository = f"localhost/{REPOSITORY}-{os.getpid()}-{next(self._count)}"
+            try:
+                with engine_errors("take our image"):
+                    client.api.import_image_from_data(_root(self._program), repository=repository, tag="latest")
+            except BaseException:
+                client.close()
+                raise
+            self._client, self._image = client, f"{repository}:latest"
         return self._client
 
 

@@ -1,10 +1,10 @@
 """A process that is a language-level virtual machine: wasmtime runs a WebAssembly module on standard input and output.
 
-    python -P wasm_host.py MODULE DIRECTORY SECONDS
+    python -P wasm_host.py MODULE DIRECTORY BYTES SECONDS
 
-The module sees nothing but those streams and the files of DIRECTORY, read-only. After SECONDS it is ended whatever it
-does, with MEMORY_LIMIT bytes it must make do. Exit status: 0 the module came to its end, else what it exited with, or 1
-with one line on standard error that says why. Belongs to no package when run: it imports wasmtime and nothing of ours.
+The module sees nothing but those streams and the files of DIRECTORY, read-only. It must make do with BYTES of memory,
+and after SECONDS it is ended, whatever it does. Exit status: 0 the module came to its end, else what it exited with, or
+1 with one line on standard error that says why. Belongs to no package when run: imports wasmtime and nothing of ours.
 """
 
 from __future__ import annotations
@@ -13,12 +13,13 @@ import os
 import sys
 import threading
 
-from wasmtime import Config, Engine, ExitTrap, Linker, Module, Store, Trap, WasiConfig, WasmtimeError
+try:
+    from wasmtime import Config, Engine, ExitTrap, Linker, Module, Store, Trap, WasiConfig, WasmtimeError
+except (ImportError, OSError, RuntimeError) as error:  # not for this host's processor, or system
+    sys.exit(f"wasmtime cannot be loaded: {error}")
 
-MEMORY_LIMIT = 64 << 20  # bytes of linear memory
 
-
-def run(module_path: str, directory: str, seconds: float) -> int:
+def run(module_path: str, directory: str, memory: int, seconds: float) -> int:
     """Runs the module to its end; the exit status."""
     config = Config()
     # Generated code looks at a counter in every loop and function (wasmtime's epochs): who advances it ends the module.
@@ -26,7 +27,7 @@ def run(module_path: str, directory: str, seconds: float) -> int:
     engine = Engine(config)
     store = Store(engine)
     store.set_epoch_deadline(1)
-    store.set_limits(memory_size=MEMORY_LIMIT)
+    store.set_limits(memory_size=memory)
     wasi = WasiConfig()
     wasi.inherit_stdin()
     wasi.inherit_stdout()
@@ -52,7 +53,7 @@ def run(module_path: str, directory: str, seconds: float) -> int:
 def main() -> int:
     """See the module. The last words of what failed are one line."""
     try:
-        return run(sys.argv[1], sys.argv[2], float(sys.argv[3]))
+        return run(sys.argv[1], sys.argv[2], int(sys.argv[3]), float(sys.argv[4]))
     except (Trap, WasmtimeError) as error:
         print(f"the module was ended: {str(error).strip().splitlines()[-1].strip()}", file=sys.stderr)
     except OSError as error:

@@ -26,7 +26,7 @@ STATES = {
     "running": State.RUNNING,
     "inmigrate": State.STARTING,
     "guest-panicked": State.PANICKED,
-    "internal-error": State.CRASHED,
+    "internal-error": State.PANICKED,  # its process is there, and is to be ended
 }
 """QMP's RunState; every other one (paused, suspended, io-error, …) is a machine that stands still."""
 

@@ -10,12 +10,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+from minivmm.emulator.csr_table import Interrupt
 from minivmm.emulator.lockstep.sides import Side, differing_words
 from minivmm.outcome import EndOfRun
 
 CATCH_UPS = 200  # until two sides that never stand at the same place are told to differ
 IDLE = 0.1  # seconds that both wait before the caller looks whether to go on
 WORD = 8
+SOFTWARE = int(Interrupt.SSI).bit_length() - 1  # the interrupt that an instruction alone can raise
 
 
 class Difference(NamedTuple):
@@ -107,7 +109,11 @@ class Pair:
             behind = 0 if ours < theirs else 1
             if ours == theirs or self.ends[behind] is not None:
                 return
-            self._go(behind, max(abs(ours[0] - theirs[0]), 1))
+            hart = self.sides[behind].hart
+            if ours[1] != theirs[1] and hart.pending_interrupt() == SOFTWARE:
+                self.sides[behind].look()  # the other's engine has taken what its own instruction let in
+            else:
+                self._go(behind, max(abs(ours[0] - theirs[0]), 1))
 
     # --- comparing ---------------------------------------------------------------------------------------------------
     def differences(self, watched: Sequence[int] = ()) -> list[Difference]:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from minivmm.emulator.assembly import disassemble_word
+from minivmm.emulator.code import MAX_BLOCK
 from minivmm.emulator.decoder import is_compressed
 from minivmm.emulator.lockstep.pair import Difference, Pair
 from minivmm.outcome import EndOfRun
@@ -174,7 +175,7 @@ class Lockstep:
         pair = self._again(going, to)
         try:
             _limit_blocks(pair, 1)
-            for index in range(length):
+            for index in range(min(length, MAX_BLOCK)):
                 start = pair.position
                 pair.prepare()
                 pc = pair.sides[0].hart.pc
@@ -228,7 +229,7 @@ class Lockstep:
         first, second = pair.sides
         address, mode, length = place
         listing, culprit_pc, text, retired = [], address, "", start[0]
-        for index in range(length):
+        for index in range(min(length, MAX_BLOCK)):
             word = first.fetch(address, mode)
             line = disassemble_word(word, address)
             mark = " "

@@ -190,10 +190,16 @@ def _deliver_word(e: Emitter, rd: int, host: Reg) -> None:
 
 @emits_alike(*_WORD)
 def _word(e: Emitter, d: Decoded) -> None:
-    if d.rd:
-        e.move(RAX, d.rs1, False)
-        e.alu(_WORD[d.name], RAX, d.rs2, False)
-        _deliver_word(e, d.rd, RAX)
+    if not d.rd:
+        return
+    own = HOST.get(d.rd)
+    if own is not None and d.rd == d.rs1:
+        e.alu(_WORD[d.name], own, d.rs2, False)
+        e.put(x86.movsxd(own, own))
+        return
+    e.move(RAX, d.rs1, False)
+    e.alu(_WORD[d.name], RAX, d.rs2, False)
+    _deliver_word(e, d.rd, RAX)
 
 
 def _shift_of(name: str) -> Shift:
@@ -215,11 +221,18 @@ def _shift_imm(e: Emitter, d: Decoded) -> None:
 
 @emits_alike("slliw", "srliw", "sraiw")
 def _shift_imm_word(e: Emitter, d: Decoded) -> None:
-    if d.rd:
-        e.move(RAX, d.rs1, False)
-        if d.imm:
-            e.put(x86.shift_imm(_shift_of(d.name), RAX, d.imm, False))
-        _deliver_word(e, d.rd, RAX)
+    if not d.rd:
+        return
+    own = HOST.get(d.rd)
+    to = own if own is not None else RAX
+    if d.rd != d.rs1 or own is None:
+        e.move(to, d.rs1, False)
+    if d.imm:
+        e.put(x86.shift_imm(_shift_of(d.name), to, d.imm, False))
+    if d.imm and d.name == "srliw":  # not negative, and 32 bits clear the upper half
+        e.commit(d.rd, to)
+    else:
+        _deliver_word(e, d.rd, to)
 
 
 @emits_alike("sll", "srl", "sra", "sllw", "srlw", "sraw")
@@ -253,7 +266,11 @@ def _set(e: Emitter, d: Decoded) -> None:
 def _multiply(e: Emitter, d: Decoded) -> None:
     if not d.rd:
         return
-    wide = d.name == "mul"
+    wide, own = d.name == "mul", HOST.get(d.rd)
+    if wide and own is not None and d.rd in (d.rs1, d.rs2):
+        factor = d.rs2 if d.rd == d.rs1 else d.rs1
+        e.put(x86.imul(own, e.source(factor, RAX)))
+        return
     e.move(RAX, d.rs1, wide)
     other = HOST.get(d.rs2)
     if other is not None:

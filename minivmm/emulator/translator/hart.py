@@ -43,7 +43,7 @@ class TranslatingHart(Hart):
         self.state = State()
         self._ram = space.ram.host_address
         self.translating = 0.0
-        """Seconds spent making blocks."""
+        """Seconds of processor time spent making blocks."""
         self.exits = 0
         """How often translated code was left."""
         super().__init__(space, lines, time_)
@@ -101,9 +101,9 @@ class TranslatingHart(Hart):
     def _find(self, pc: int) -> Block | TranslatedBlock:
         block = self.regime.blocks.get(pc)
         if block is None:
-            started = time.perf_counter()
+            started = time.thread_time()
             block = self.code.find(self.regime, pc)
-            self.translating += time.perf_counter() - started
+            self.translating += time.thread_time() - started
         return cast("Block | TranslatedBlock", block)
 
     def _interpret(self, block: Block) -> int:

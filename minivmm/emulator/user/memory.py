@@ -209,7 +209,7 @@ class ProcessMemory:
             view[:] = data[at : at + len(view)]
             at += len(view)
 
-    def force(self, address: int, data: bytes) -> None:
+    def force(self, address: int, data: bytes | memoryview) -> None:
         """Writes whatever the rights: the loader."""
         at = 0
         while at < len(data):

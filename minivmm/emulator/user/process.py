@@ -19,18 +19,17 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from minivmm.boot.elf import EM_RISCV, ET_DYN, PT_INTERP, PT_LOAD, Elf, read_image
+from minivmm.boot.elf import EM_RISCV, Elf
 from minivmm.emulator.csr_table import Status
 from minivmm.emulator.hart import Hart
 from minivmm.emulator.mmu import Mmu
 from minivmm.emulator.physical import RAM_BASE, AddressSpace, Ram
 from minivmm.emulator.traps import Access, Cause, Privilege, Trap
-from minivmm.emulator.user.abi import AT_FDCWD, Aux, Prot, SystemCall
+from minivmm.emulator.user.abi import AT_FDCWD, Prot, SystemCall
 from minivmm.emulator.user.calls import CALLS
-from minivmm.emulator.user.calls.life import IDENTITY
 from minivmm.emulator.user.files import Files
+from minivmm.emulator.user.loading import RANDOM_SIZE, STACK_SIZE, load
 from minivmm.emulator.user.memory import STACK_TOP, USER_END, NoMemory, ProcessMemory
-from minivmm.errors import ImageError
 from minivmm.memory import PAGE_SIZE
 from minivmm.outcome import EndOfRun, Outcome, RunResult
 from minivmm.tally import Tally
@@ -38,13 +37,9 @@ from minivmm.tally import Tally
 if TYPE_CHECKING:
     from minivmm.emulator.trace import Tracer
 
-STACK_SIZE = 8 << 20  # bytes
-PIE_BASE = 0x20_0000_0000
-ARGUMENTS_MAX = 128 << 10  # bytes of arguments and environment
 _LONGEST = 1e6  # seconds: what select and sleep accept
 SLICE = 1 << 20  # instructions between two looks at the deadline
 _M64 = (1 << 64) - 1
-_SEGMENT_RIGHTS = ((4, Prot.READ), (2, Prot.WRITE), (1, Prot.EXEC))  # p_flags: PF_R, PF_W, PF_X
 A0, A7, SP = 10, 17, 2
 ENOSYS, EFAULT = 38, 14
 _SIGNALS = {
@@ -102,7 +97,7 @@ class Process:
         """System calls that were made."""
         self.deadline = math.inf  # of time.monotonic()
         self._timeout = 0.0
-        elf = Elf(program, read_image(Path(program)), machines=(EM_RISCV,))
+        elf = Elf(program, machines=(EM_RISCV,))
         with contextlib.ExitStack() as undo:
             self._ram = Ram(memory)
             undo.callback(self._ram.close)
@@ -112,7 +107,10 @@ class Process:
             self.hart = self._make_hart(translate)
             self.files = Files(None if root is None else str(root), quota)
             undo.callback(self.files.release)
-            self._load(elf, [self.name, *arguments], list(environment))
+            argv = [self.name, *arguments]
+            self.hart.pc, self.hart.x[SP] = load(
+                self.memory, elf, self.name, argv, environment, self.random(RANDOM_SIZE)
+            )
             self._undo = undo.pop_all()
 
     def _make_hart(self, translate: bool) -> Hart:
@@ -129,78 +127,6 @@ class Process:
         from minivmm.emulator.trace import traced
 
         return traced(kind, self._tracer)
-
-    # --- the image ---------------------------------------------------------------------------------------------------
-    def _load(self, elf: Elf, arguments: list[str], environment: list[str]) -> None:
-        """Segments, stack and auxiliary vector, as Linux lays them out (fs/binfmt_elf.c)."""
-        if not elf.is_64:
-            raise ImageError(elf.path, "is for 32-bit RISC-V: only 64-bit programs are run")
-        if any(segment.type == PT_INTERP for segment in elf.segments):
-            raise ImageError(elf.path, "is dynamically linked", remedy="link it with -static")
-        bias = PIE_BASE if elf.header.type == ET_DYN else 0
-        image = read_image(elf.path)
-        end = 0
-        for segment in elf.segments:
-            if segment.type != PT_LOAD or not segment.memsz:
-                continue
-            start = segment.vaddr + bias
-            if start + segment.memsz > STACK_TOP - STACK_SIZE or segment.filesz > segment.memsz:
-                raise ImageError(elf.path, f"a segment at {start:#x} does not fit the address space")
-            low = start & ~(PAGE_SIZE - 1)
-            high = start + segment.memsz + PAGE_SIZE - 1 & ~(PAGE_SIZE - 1)
-            prot = Prot(sum(right for bit, right in _SEGMENT_RIGHTS if segment.flags & bit))
-            try:
-                self.memory.map(low, high - low, prot)
-                self.memory.force(start, image[segment.offset : segment.offset + segment.filesz])
-            except NoMemory:
-                raise ImageError(elf.path, "does not fit into memory", remedy="--mem 2G") from None
-            end = max(end, high)
-        if not end:
-            raise ImageError(elf.path, "has nothing to load")
-        self.memory.brk_start = self.memory.brk_end = end
-        self.memory.map(STACK_TOP - STACK_SIZE, STACK_SIZE, Prot.READ | Prot.WRITE)
-        self.hart.pc = elf.header.entry + bias
-        self.hart.x[SP] = self._push_start(elf, bias, arguments, environment)
-
-    def _push_start(self, elf: Elf, bias: int, arguments: list[str], environment: list[str]) -> int:
-        """argc, argv, envp and the auxiliary vector at the top of the stack; returns the stack pointer."""
-        at = STACK_TOP
-        addresses: list[int] = []
-        for text in (*arguments, *environment, self.name):
-            data = os.fsencode(text) + b"\0"
-            at -= len(data)
-            if STACK_TOP - at > ARGUMENTS_MAX:
-                raise ImageError(elf.path, "its arguments are too long")
-            self.memory.force(at, data)
-            addresses.append(at)
-        at -= 16
-        self.memory.force(at, self.random(16))
-        first = next(segment for segment in elf.segments if segment.type == PT_LOAD)
-        vector = {
-            Aux.PHDR: first.vaddr - first.offset + elf.header.phoff + bias,
-            Aux.PHENT: elf.header.phentsize,
-            Aux.PHNUM: elf.header.phnum,
-            Aux.PAGESZ: PAGE_SIZE,
-            Aux.BASE: 0,
-            Aux.FLAGS: 0,
-            Aux.ENTRY: elf.header.entry + bias,
-            Aux.UID: IDENTITY,
-            Aux.EUID: IDENTITY,
-            Aux.GID: IDENTITY,
-            Aux.EGID: IDENTITY,
-            Aux.HWCAP: sum(1 << ord(letter) - ord("A") for letter in "IMAFDC"),
-            Aux.CLKTCK: 100,
-            Aux.SECURE: 0,
-            Aux.RANDOM: at,
-            Aux.EXECFN: addresses[-1],
-            Aux.NULL: 0,
-        }
-        count = len(arguments)
-        words = [count, *addresses[:count], 0, *addresses[count:-1], 0]
-        words += [word for pair in vector.items() for word in pair]
-        at = (at & ~15) - 8 * len(words) & ~15
-        self.memory.force(at, struct.pack(f"<{len(words)}Q", *words))
-        return at
 
     # --- running -----------------------------------------------------------------------------------------------------
     def run(self, timeout: float | None = None) -> RunResult:

@@ -296,12 +296,21 @@ def test_a_file_that_is_no_such_program_is_refused_with_the_reason(tmp_path: Pat
         Process(path, memory=16 << 20)
 
 
-def test_an_entry_where_nothing_is_ends_as_by_sigsegv(tmp_path: Path, translate: bool) -> None:
+@pytest.mark.parametrize("kind", [2, 3], ids=["ET_EXEC", "ET_DYN"])
+@pytest.mark.parametrize("entry", [0xDEAD_BEEF_0000, 2**64 - 2, 0])
+def test_an_entry_where_nothing_is_ends_as_by_sigsegv(tmp_path: Path, translate: bool, kind: int, entry: int) -> None:
     path = write_program(tmp_path / "program", EXIT_WITH_ZERO)
     image = bytearray(path.read_bytes())
-    struct.pack_into("<Q", image, 24, 0xDEAD_BEEF_0000)
+    struct.pack_into("<H", image, 16, kind)
+    struct.pack_into("<Q", image, 24, entry)
     path.write_bytes(image)
     assert run(path, translate=translate).code == 128 + 11
+
+
+def test_a_program_that_fills_all_memory_has_none_for_its_arguments(tmp_path: Path) -> None:
+    path = write_program(tmp_path / "program", bytes(1 << 20))
+    with pytest.raises(ImageError, match="does not fit into memory"):
+        Process(path, memory=1 << 20)
 
 
 def test_arguments_that_are_too_long_are_refused(tmp_path: Path) -> None:

@@ -39,6 +39,33 @@ bne a2,zero,{RAM_BASE + 12:#x}
 """A loop of seven instructions, from add on, 2000 times."""
 
 
+INTERRUPTS_ITSELF = f"""
+auipc t0,0
+addi t1,t0,0x58
+csrrw zero,stvec,t1
+addi t1,zero,2
+csrrw zero,mideleg,t1
+addi t1,t0,0x30
+csrrw zero,mepc,t1
+lui t1,0x1
+addi t1,t1,-2048
+csrrw zero,mstatus,t1
+csrrsi zero,mie,2
+mret
+addi a0,zero,20
+csrrsi zero,sip,2
+csrrsi zero,sstatus,2
+csrrci zero,sstatus,2
+addi a0,a0,-1
+bne a0,zero,{RAM_BASE + 0x34:#x}
+{POWER_OFF.strip()}
+addi a1,a1,1
+csrrci zero,sip,2
+sret
+"""
+"""In S-mode, 20 times: a software interrupt, let in by the instruction behind the one that raises it."""
+
+
 def as_another(name: str, only: Callable[[Emitter], bool] = lambda _: True) -> Callable[[Emitter, Decoded], None]:
     """Translates an instruction as if it were `name`, where `only` holds."""
     right, wrong = dict(EMIT), EMIT[name]
@@ -83,6 +110,14 @@ def test_devices_do_the_same_for_both_and_the_disk_is_not_written(tmp_path: Path
     assert result.outcome is Outcome.SHUTDOWN, result
     assert b'"read":true}' in result.console
     assert disk.read_bytes() == bytes(1 << 20)
+
+
+@pytest.mark.parametrize("stride", [1, 7, 10_000])
+def test_an_interrupt_that_a_guest_sends_itself_comes_at_the_same_instruction(tmp_path: Path, stride: int) -> None:
+    with LockstepMachine(write_raw(tmp_path, INTERRUPTS_ITSELF), memory=4 << 20, stride=stride) as machine:
+        result = machine.run(timeout=60)
+    assert result.outcome is Outcome.SHUTDOWN, (result.detail, result.dump)
+    assert result.exits["traps"] == 20
 
 
 def test_what_is_typed_reaches_both() -> None:

@@ -101,15 +101,23 @@ def test_busybox_compresses_what_the_host_can_unpack(debian: Debian, engine: str
 
 def test_busybox_changes_files_as_it_is_told(debian: Debian, engine: str, tmp_path: Path) -> None:
     script = """
-        mkdir -p a/b && echo one > a/b/file && ln -s b/file a/link && cat a/link
-        cp a/b/file a/copy && mv a/copy a/moved && chmod 600 a/moved && touch -d @1000000 a/moved
-        tar cf all.tar a && rm -r a && tar xf all.tar && ls a && stat -c '%a %Y' a/moved
+        mkdir -p a/b
+        sh -c echo${IFS}one>a/b/file
+        ln -s b/file a/link
+        cp a/link a/copy
+        mv a/copy a/moved
+        chmod 600 a/moved
+        touch -d @1000000 a/moved
+        tar cf all.tar a
+        rm -r a
+        tar xf all.tar
+        stat -c %a:%Y a/moved
     """
     busybox = debian.program(*BUSYBOX)
-    for line in filter(None, (part.strip() for part in script.replace("\n", "&&").split("&&"))):
-        found = vtk(engine, busybox, "sh", "-c", line, root=tmp_path)
-        assert found.returncode == 0, (line, found.stderr)
-    assert found.stdout == b"600 1000000\n"
+    for line in script.strip().splitlines():
+        found = vtk(engine, busybox, *line.split(), root=tmp_path)
+        assert (found.returncode, found.stderr) == (0, b""), line
+    assert found.stdout == b"600:1000000\n"
     assert (tmp_path / "a" / "moved").read_text() == "one\n"
 
 
@@ -124,8 +132,8 @@ def test_bash_computes_and_keeps_tables(debian: Debian, engine: str) -> None:
     script = (
         "for i in {1..200}; do ((sum += i)); m[i%7]+=$i; done; echo $sum ${#m[3]}; printf '%05.2f %x\\n' 3.14159 255"
     )
-    found = vtk(engine, debian.program(*BASH), "-c", script)
-    assert found.stdout == b"20100 79\n03.14 ff\n", found.stderr
+    expected = subprocess.run(("bash", "-c", script), capture_output=True, check=True, timeout=60).stdout
+    assert vtk(engine, debian.program(*BASH), "-c", script).stdout == expected
 
 
 LUA = """

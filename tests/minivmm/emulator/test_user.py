@@ -110,6 +110,37 @@ def test_code_written_at_run_time_is_executed_and_followed(build: Build, transla
     assert result.detail.startswith("SIGILL"), result
 
 
+@pytest.mark.parametrize(
+    ("change", "outcome"),
+    [
+        pytest.param("CALL(MPROTECT, page, 4096, 1, 0);", Outcome.CRASHED, id="may not be stored to any more"),
+        pytest.param("CALL(MUNMAP, page, 4096, 0, 0);", Outcome.CRASHED, id="is gone"),
+        pytest.param("CALL(MUNMAP, page, 4096, 0, 0), CALL(MMAP, page, 4096, 3, 0x32);", Outcome.SHUTDOWN, id="is new"),
+        pytest.param("CALL(MPROTECT, page, 4096, 3, 0);", Outcome.EXITED, id="is the same"),
+    ],
+)
+def test_a_load_and_a_store_that_were_there_before_find_that_a_page(
+    build: Build, translate: bool, change: str, outcome: Outcome
+) -> None:
+    program = build(f"""
+        static __attribute__((noinline)) long swap(volatile long *at, long value)
+        {{
+            long old = *at;
+            *at = value;
+            return old;
+        }}
+        long start(long *stack)
+        {{
+            long *page = (long *)CALL(MMAP, 0, 4096, 3, 0x22);
+            for (long i = 0; i < 100; i++) if (swap(page, i + 1) != i) return 1;
+            {change}
+            return swap(page, 7);
+        }}""")
+    result = run(program, translate=translate)
+    assert result.outcome is outcome, result
+    assert result.code in (None, 0, 100, 128 + 11)
+
+
 def test_files_are_those_below_the_root_whatever_the_path_says(
     build: Build, translate: bool, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

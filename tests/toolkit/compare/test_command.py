@@ -79,7 +79,7 @@ def test_nothing_to_measure_with_is_status_3_with_the_reason_and_the_mend() -> N
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--technique", "vmware"], "'native', 'hvm', 'paravirt', 'qemu-kvm', 'qemu-tcg'"),
+        (["--technique", "vmware"], "'native', 'container', 'wasm', 'hvm', 'paravirt'"),
         (["--workload", "boot"], "'cpu', 'memory', 'call'"),
         (["--samples", "0"], "'--samples'"),
         (["--samples", "many"], "'--samples'"),

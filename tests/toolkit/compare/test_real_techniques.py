@@ -149,8 +149,14 @@ def test_what_a_system_call_costs_an_emulated_kernel_is_counted(tmp_path: Path) 
     for result in (interpreted, translated):
         assert result.exits["traps"] == pytest.approx(1, abs=0.1)
         assert 20 < result.exits["instructions"] < 100
-    assert TOTAL not in interpreted.exits
-    assert translated.exits[TOTAL] >= 1
+    assert TOTAL in translated.exits
+    assert TOTAL not in interpreted.exits  # an interpreter has nothing to leave
+
+
+def test_a_device_register_is_one_exit_from_translated_code(tmp_path: Path) -> None:
+    (translated,) = measured("mmio", tmp_path, "translate").results
+
+    assert translated.exits[TOTAL] == pytest.approx(1, abs=0.2)
 
 
 def test_a_program_that_computes_something_else_is_exposed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -177,7 +183,7 @@ def test_a_program_that_computes_something_else_is_exposed(tmp_path: Path, monke
 
 def wasm_host(module: Path, directory: Path, seconds: float, commands: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-P", str(wasm.HOST), str(module), str(directory), str(seconds)],
+        [sys.executable, "-P", str(wasm.HOST), str(module), str(directory), str(64 << 20), str(seconds)],
         input=commands,
         capture_output=True,
         text=True,
@@ -192,6 +198,17 @@ def test_a_module_that_never_ends_is_ended(tmp_path: Path) -> None:
     assert done.returncode == 1
     assert done.stdout.splitlines()[-1] == '{"begin":"cpu"}'
     assert done.stderr == "the module was ended: wasm trap: interrupt\n"
+
+
+def test_a_module_that_gets_too_little_memory_says_so_and_goes_on(tmp_path: Path) -> None:
+    commands = "run memory 1\nrun call 1\n"
+    command = [sys.executable, "-P", str(wasm.HOST), str(guest_os.native("wasm32")), str(tmp_path), str(8 << 20), "30"]
+
+    done = subprocess.run(command, input=commands, capture_output=True, text=True, timeout=60, check=False)
+
+    assert done.stdout.splitlines()[1] == '{"error":"no memory for 13 MiB","workload":"memory"}'
+    assert done.stdout.splitlines()[-1].startswith('{"end":"call"')
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,7 @@ class Wasm:
 
     def open(self, bench: Bench) -> Session:
         """See Technique."""
-        arguments = (_module(), bench.disk.parent, bench.lifetime)
+        arguments = (_module(), bench.disk.parent, bench.memory, bench.lifetime)
         return ProcessSession([sys.executable, "-P", str(HOST), *map(str, arguments)])
 
 

@@ -20,14 +20,13 @@ from minivmm.emulator.user.abi import (
     SystemCall,
 )
 from minivmm.emulator.user.calls.table import failure, signed, system_call
+from minivmm.emulator.user.loading import CLOCK_TICKS, IDENTITY
 from minivmm.outcome import EndOfRun, Outcome
 
 if TYPE_CHECKING:
     from minivmm.emulator.user.process import Process
 
-IDENTITY = 1000  # user and group
 PID = 1
-CLOCK_TICKS = 100  # a second: AT_CLKTCK
 PR_SET_NAME = 15
 NANOSECONDS = 1_000_000_000
 SIGNALS = 65

@@ -89,7 +89,7 @@ def test_an_engine_that_went_away_is_a_failure_with_its_words(tmp_path: object) 
     rows = measured(Containers(Host((fact,))))
 
     assert rows["container", "cpu-1"].status is Status.FAILED
-    assert rows["container", "cpu-1"].reason.startswith("the container engine did not run a container")
+    assert rows["container", "cpu-1"].reason.startswith("the container engine did not answer: ")
 
 
 def test_the_memory_of_a_process_that_is_gone_is_an_error_that_says_so() -> None:
