@@ -190,17 +190,43 @@ def _write_status(e: Emitter, d: Decoded, chained: Chained) -> None:
     e.put(x86.mov_load(RAX, STATE, place("mstatus")))
     _changes(e, d)
     e.put(x86.alu_imm(Alu.AND, RCX, writable), x86.compare_bits(RCX, writable & ~own))
-    e.leave_when(e.jump(x86.jcc(Cond.NE)), e.system_site(d))
-    e.put(x86.alu(Alu.XOR, RCX, RAX), x86.mov_store(STATE, place("mstatus"), RCX))
-    if d.rd:
-        if d.csr == Csr.SSTATUS:
-            e.put(x86.mov_imm(RDX, SSTATUS_VISIBLE), x86.alu(Alu.AND, RAX, RDX))
-        e.commit(d.rd, RAX)
+    _other_rules(e, d, e.jump(x86.jcc(Cond.NE)))
+    _change_status(e, d)
     e.put(x86.compare_bits(RCX, _enabling(e)))
     none = e.jump(x86.jcc(Cond.E))
     interrupted = when_pending(e, x86.alu_load(Alu.AND, RDX, STATE, place("mie")))
     e.land(none)
     _end(e, d, chained, interrupted)
+
+
+def _change_status(e: Emitter, d: Decoded) -> None:
+    """RCX, what changes of mstatus, which is in RAX, becomes the new value. Changes RAX and RDX."""
+    e.put(x86.alu(Alu.XOR, RCX, RAX), x86.mov_store(STATE, place("mstatus"), RCX))
+    if d.rd:
+        if d.csr == Csr.SSTATUS:
+            e.put(x86.mov_imm(RDX, SSTATUS_VISIBLE), x86.alu(Alu.AND, RAX, RDX))
+        e.commit(d.rd, RAX)
+
+
+def _other_rules(e: Emitter, d: Decoded, at: int) -> None:
+    """Where the jump `at` goes: RCX says what a write changes. SUM alone, in S-mode, is a jump into another regime."""
+    number, following = e.system_site(d), e.pc + d.size & _M64
+    if e.regime.fetch_mode != Privilege.S or not e.delivers:
+        e.leave_when(at, number)
+        return
+
+    def stub() -> None:
+        e.land(at)
+        e.put(x86.alu_imm(Alu.CMP, RCX, int(Status.SUM)))
+        others = e.jump(x86.jcc(Cond.NE))
+        _change_status(e, d)
+        e.put(x86.mov_imm(RAX, following))
+        e.to_routine("dispatch", e.regime.with_other_sum())
+        e.land(others)
+        e.put(x86.mov_store_imm32(STATE, SITE - RBP_OFFSET, number))
+        e.to_exit.append(e.jump(x86.JMP))
+
+    e.stub(stub)
 
 
 def _enabling(e: Emitter) -> int:

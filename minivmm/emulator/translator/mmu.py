@@ -32,6 +32,10 @@ class TranslatingRegime(Regime):
         """The regime after a change of mode alone. data_mode: with MPRV, in M-mode."""
         return self._mmu.regime(mode, mode if data_mode is None else data_mode, self.sum, self.mxr, self.floating)
 
+    def with_other_sum(self) -> TranslatingRegime:
+        """The regime after SUM, and nothing else, became what it is not."""
+        return self._mmu.regime(self.fetch_mode, self.data_mode, not self.sum, self.mxr, self.floating)
+
 
 class TranslatingMmu(Mmu):
     """An Mmu for a hart that translates."""

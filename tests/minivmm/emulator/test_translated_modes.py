@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from minivmm.emulator.assembly import program
+from minivmm.emulator.csr_table import Status
 from minivmm.emulator.machine import TRANSLATE, RiscvMachine
 from minivmm.emulator.mmu import PTE_A, PTE_D, PTE_PPN_SHIFT, PTE_R, PTE_U, PTE_V, PTE_W, PTE_X
 from minivmm.emulator.physical import RAM_BASE
@@ -180,3 +181,20 @@ def test_a_guest_that_traps_for_ever_is_ended_at_its_deadline(tmp_path: Path) ->
         assert machine.hart.mode == Privilege.S
     assert result.outcome is Outcome.DEADLINE
     assert machine.hart.traps > 1000
+
+
+def test_a_kernel_reaches_a_users_page_only_while_it_allows_itself_to(bench: Bench) -> None:
+    bench.map(RAM_BASE, RAM_BASE, ALL)
+    bench.map(S_HANDLER, S_HANDLER, ALL)
+    bench.map(WINDOW, DATA, ALL | PTE_U)
+    bench.put("addi a2,a2,1\n" + GO_ON, S_HANDLER)
+    bench.paging()
+    bench["s0"], bench["s1"] = WINDOW, int(Status.SUM)
+    bench.ram.write_u64(DATA, 7)
+    source = "addi a3,a3,1\naddi a0,zero,0\ncsrrs zero,sstatus,s1\nld a0,0(s0)\ncsrrc a1,sstatus,s1\nld a4,0(s0)\n"
+    exits = exits_of(bench, f"{source}jal zero,{RAM_BASE}", Privilege.S, 2600)
+    assert (bench["a0"] in (0, 7), bench["a4"]) == (True, 0)
+    assert bench["a1"] & int(Status.SUM)
+    assert bench["a3"] > 200
+    assert abs(bench["a2"] - bench["a3"]) <= 2  # the second load faults each time, the first one never
+    assert exits < 10

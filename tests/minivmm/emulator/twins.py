@@ -190,6 +190,7 @@ class Twins:
         registers = {number: rng.choice((rng.getrandbits(64), rng.getrandbits(12), 0x222)) for number in SCRATCH}
         registers |= {number: self._data(mode) for number in POINTERS}
         registers |= {number: rng.getrandbits(24) & ~int(Status.MPRV | Status.TVM) for number in STATUS}
+        registers[STATUS[1]] = rng.choice((registers[STATUS[1]], int(Status.SUM), int(Status.SUM)))
         registers |= {number: SV39 | root >> 12 for number, root in zip(SATP, ROOTS, strict=True)}
         registers |= {number: self._code(rng.choice((mode, mode, Privilege.U, Privilege.S))) for number in CODE}
         registers[CODE[0]] |= 1  # which no address of an instruction is
