@@ -14,13 +14,14 @@ from __future__ import annotations
 import ctypes
 from typing import TYPE_CHECKING
 
-from minivmm.emulator.code import Block, CodeCache, CodePage
+from minivmm.emulator.code import MAX_BLOCK, Block, CodeCache, CodePage
 from minivmm.emulator.decoder import Decoded, IllegalInstruction
 from minivmm.emulator.physical import PAGE_SHIFT, AddressSpace
+from minivmm.emulator.semantics import CONDITIONS
 from minivmm.emulator.system import SYSTEM
 from minivmm.emulator.translator import sse, x86
 from minivmm.emulator.translator.buffer import CodeBuffer
-from minivmm.emulator.translator.emit import EMIT, ENDS
+from minivmm.emulator.translator.emit import EMIT, ENDS, end_turn
 from minivmm.emulator.translator.emit_atomics import ATOMICS
 from minivmm.emulator.translator.emit_floating import FLOATING
 from minivmm.emulator.translator.emit_system import is_storage, system
@@ -41,6 +42,8 @@ if TYPE_CHECKING:
     from minivmm.emulator.translator.mmu import TranslatingRegime
 
 BLOCK_ROOM = 64 << 10  # bytes: more than the longest block can need
+MAX_TURNS = 4
+MAX_UNROLLED = 48  # instructions
 _M64 = (1 << 64) - 1
 _OFFSET_MASK = PAGE_SIZE - 1
 _EMIT = EMIT | ATOMICS | FLOATING
@@ -94,6 +97,8 @@ class TranslatedCode(CodeCache):
         """Jumps that were made to go straight to their block."""
         self.translated_bytes = 0
         """Machine code made so far."""
+        self.unrolls = True
+        """Whether a block may be several turns of a loop."""
         self._delivers = hart.delivers
         self._state = hart.state
         self._new_place = _no_place if hart.delivers else hart.state.place
@@ -186,7 +191,8 @@ class TranslatedCode(CodeCache):
         """The machine code of instructions that are at `offset` in RAM."""
         first, (last, final) = instructions[0][0], instructions[-1]
         end = last + final.size & _M64
-        block = TranslatedBlock(first, len(instructions), end)
+        turns = self._turns(instructions)
+        block = TranslatedBlock(first, len(instructions) * turns, end)
 
         def chained(target: int) -> bool:
             return regime.chains_anywhere or target >> PAGE_SHIFT == first >> PAGE_SHIFT
@@ -194,10 +200,12 @@ class TranslatedCode(CodeCache):
         emitter = self._emitter(regime, block)
         emitter.pc = first
         emitter.begin(block.count)
-        for index, (pc, decoded) in enumerate(instructions):
+        for index, (pc, decoded) in enumerate(instructions * turns):
             emitter.index, emitter.pc = index, pc
             ending = ENDS.get(decoded.name)
-            if ending is not None:
+            if ending is not None and index < block.count - 1:
+                end_turn(emitter, decoded)
+            elif ending is not None:
                 ending(emitter, decoded, chained)
             elif decoded.name in SYSTEM:
                 system(emitter, decoded, chained)
@@ -211,13 +219,22 @@ class TranslatedCode(CodeCache):
         block.entry = self.buffer.address + block.start
         for at, site in emitter.resumes:
             site.resume = block.entry + at
-            pc, decoded = instructions[site.index]
+            pc, decoded = instructions[site.index % len(instructions)]
             site.following = pc + decoded.size & _M64
         for at, site in emitter.chains:
             site.place = block.start + at
         self.made += 1
-        self._cover(offset, offset + (end - first & _M64), block.count)
+        self._cover(offset, offset + (end - first & _M64), len(instructions))
         return block
+
+    def _turns(self, instructions: list[tuple[int, Decoded]]) -> int:
+        """How many turns of a loop become one block: budgeted for at once, which counts where turns are short."""
+        (first, _), (last, final) = instructions[0], instructions[-1]
+        if not self.unrolls or self.longest < MAX_BLOCK or final.name not in CONDITIONS or last + final.imm != first:
+            return 1
+        if last + final.size >> PAGE_SHIFT != first >> PAGE_SHIFT:  # a way out would leave the page
+            return 1
+        return max(min(MAX_TURNS, MAX_UNROLLED // len(instructions)), 1)
 
     # --- chaining ----------------------------------------------------------------------------------------------------
     def chain(self, site: Site, target: TranslatedBlock) -> None:

@@ -54,6 +54,7 @@ def emits_alike(*names: str) -> Callable[[Emit], Emit]:
 
 _ALU = {"add": Alu.ADD, "sub": Alu.SUB, "and": Alu.AND, "or": Alu.OR, "xor": Alu.XOR}
 _ALU_IMM = {"andi": Alu.AND, "ori": Alu.OR, "xori": Alu.XOR}
+_NEUTRAL = (Alu.ADD, Alu.OR, Alu.XOR)  # with 0 they leave the other operand as it is
 _WORD = {"addw": Alu.ADD, "subw": Alu.SUB}
 _SHIFT = {"sl": Shift.SHL, "sr": Shift.SHR}
 
@@ -137,7 +138,9 @@ def _binary(e: Emitter, d: Decoded) -> None:
         return
     operation, own = _ALU[d.name], HOST.get(d.rd)
     left, right = HOST.get(d.rs1), HOST.get(d.rs2)
-    if own is None:
+    if not d.rs1 and operation in _NEUTRAL:  # mv, of which compressed code is full
+        e.copy(d.rd, d.rs2)
+    elif own is None:
         if d.rd == d.rs1 and right is not None:
             e.put(x86.memory(bytes((operation << 3 | 1,)), right, STATE, slot(d.rd)))
             return
@@ -362,6 +365,12 @@ def end_branch(e: Emitter, d: Decoded, chained: Chained) -> None:
     e.compare(d.rs1, d.rs2)
     e.go(x86.jcc(_CONDITION[d.name]), taken, chained(taken))
     e.go(x86.JMP, following, chained(following))
+
+
+def end_turn(e: Emitter, d: Decoded) -> None:
+    """A conditional branch back to the block's start, where the next turn follows."""
+    e.compare(d.rs1, d.rs2)
+    e.go_early(x86.jcc(Cond(_CONDITION[d.name] ^ 1)), e.pc + d.size & _M64)
 
 
 def end_jump(e: Emitter, d: Decoded, chained: Chained) -> None:

@@ -130,6 +130,16 @@ class Emitter:
         elif own != host:
             self.put(x86.mov(own, host))
 
+    def copy(self, rd: int, register: int) -> None:
+        """A guest register becomes another."""
+        own = HOST.get(rd)
+        if own is not None:
+            self.move(own, register)
+        elif register:
+            self.commit(rd, self.source(register, RAX))
+        else:
+            self.put(x86.mov_store_imm32(STATE, slot(rd), 0, True))
+
     def compare(self, rs1: int, rs2: int) -> None:
         """CMP of two guest registers."""
         left, right = HOST.get(rs1), HOST.get(rs2)
@@ -241,6 +251,21 @@ class Emitter:
         site.target = target
         self.chains.append((at, site))
         self._exits.append((at, number, b""))
+
+    def go_early(self, opcode: bytes, target: int) -> None:
+        """As `go` within the page, before the block's end: what has not been executed goes back to the budget."""
+        at, left = self.jump(opcode), self.count - self.index - 1
+        number, site = self._site(Kind.CHAIN, self.index, self.pc)
+        site.target = target
+
+        def stub() -> None:
+            self.land(at)
+            self.put(x86.alu_imm(Alu.ADD, BUDGET_REGISTER, left))
+            self.chains.append((self.jump(x86.JMP), site))  # at first to what follows here
+            self.code += _LEAVE.pack(_STORE_SITE, number, x86.JMP, 0)
+            self.to_exit.append(len(self.code) - 4)
+
+        self.stub(stub)
 
     def _look_up(self, at: int, target: int) -> None:
         self.land(at)

@@ -81,6 +81,7 @@ class TracedTranslatedCode(TracedCodes, TranslatedCode):
 
     def __init__(self, hart: TracedTranslatingHart, space: AddressSpace, size: int) -> None:
         super().__init__(hart, space, size)
+        self.unrolls = False  # a block is told as the instructions it has in memory
         enter, state = self.enter, hart.state
 
         def enter_and_tell(state_address: int, address: int) -> None:

@@ -116,7 +116,7 @@ def test_a_full_buffer_is_forgotten_and_the_guest_goes_on(monkeypatch: pytest.Mo
 # --- chains ---------------------------------------------------------------------------------------------------------
 def test_a_loop_stays_in_translated_code(bench: Bench) -> None:
     go(bench, f"addi a0,zero,1000\naddi a0,a0,-1\nbne a0,zero,{RAM_BASE + 4}\necall", 3001)
-    go(bench, f"addi a0,zero,1000\naddi a0,a0,-1\nbne a0,zero,{RAM_BASE + 4}\necall", 2001)
+    go(bench, f"addi a0,zero,1000\naddi a0,a0,-1\nbne a0,zero,{RAM_BASE + 4}\necall", 2004)
     assert bench["a0"] == 0
     assert hart_of(bench).exits < 10
 
