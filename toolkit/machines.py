@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from minivmm.errors import ConfigError, HostError, ImageError
 from toolkit.user_cache import user_cache
@@ -249,30 +249,20 @@ def _emulated(wish: Wish, image: Path) -> Plan:
     def build(console: Callable[[bytes], None] | None) -> RiscvMachine | LockstepMachine:
         from minivmm import RiscvMachine
 
+        parts: dict[str, Any] = {
+            "memory": MEMORY if wish.memory is None else wish.memory,
+            "cmdline": wish.cmdline,
+            "disks": wish.disks,
+            "virtio_console": wish.virtio_console,
+            "rng": wish.rng,
+            "console": console,
+        }
         if wish.lockstep:
             from minivmm.emulator.lockstep.machine import STRIDE, LockstepMachine
 
-            return LockstepMachine(
-                image,
-                memory=MEMORY if wish.memory is None else wish.memory,
-                cmdline=wish.cmdline,
-                disks=wish.disks,
-                virtio_console=wish.virtio_console,
-                rng=wish.rng,
-                console=console,
-                stride=STRIDE if wish.stride is None else wish.stride,
-            )
-        return RiscvMachine(
-            image,
-            memory=MEMORY if wish.memory is None else wish.memory,
-            cmdline=wish.cmdline,
-            disks=wish.disks,
-            virtio_console=wish.virtio_console,
-            rng=wish.rng,
-            console=console,
-            accelerator=accelerator,
-            tracer=None if wish.tracer is None else wish.tracer(),
-        )
+            return LockstepMachine(image, stride=STRIDE if wish.stride is None else wish.stride, **parts)
+        tracer = None if wish.tracer is None else wish.tracer()
+        return RiscvMachine(image, accelerator=accelerator, tracer=tracer, **parts)
 
     return Plan(image, RISCV64, accelerator, "", build)
 

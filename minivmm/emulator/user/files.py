@@ -3,11 +3,13 @@ every path, symbolic link and `..` in it."""
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import os
 import stat
 import struct
+from collections.abc import Iterator
 
 _OPENAT2 = 437  # include/uapi/asm-generic/unistd.h: the same on every architecture
 _RESOLVE_NO_MAGICLINKS, _RESOLVE_IN_ROOT = 0x02, 0x10
@@ -117,12 +119,17 @@ class Files:
             os.set_blocking(descriptor, True)
         return descriptor
 
-    def parent(self, path: str) -> tuple[int, str]:
-        """A descriptor of the directory that a path's last name is in, and that name. Raises OSError."""
+    @contextlib.contextmanager
+    def parent(self, path: str) -> Iterator[tuple[int, str]]:
+        """A descriptor, for the block, of the directory that a path's last name is in, and that name. Raises OSError."""
         head, name = os.path.split(path.rstrip("/") or "/")
         if name in ("", ".", ".."):  # the root is there, and is not taken away
             raise OSError(errno.EEXIST, os.strerror(errno.EEXIST))
-        return self.open(head or "/", os.O_PATH | os.O_DIRECTORY), name
+        descriptor = self.open(head or "/", os.O_PATH | os.O_DIRECTORY)
+        try:
+            yield descriptor, name
+        finally:
+            os.close(descriptor)
 
     def release(self) -> None:
         """Closes everything the program opened."""

@@ -89,12 +89,9 @@ def _set_times(process: Process, host: int, address: int) -> None:
 @system_call(SystemCall.SYMLINKAT)
 def _symlinkat(process: Process, target: int, directory: int, path: int) -> int:
     text = process.memory.string(target)
-    parent, last = process.files.parent(process.path(directory, path))
-    try:
+    with process.files.parent(process.path(directory, path)) as (parent, last):
         process.files.spend_name()
         os.symlink(text, os.fsencode(last), dir_fd=parent)
-    finally:
-        os.close(parent)
     return 0
 
 
@@ -102,16 +99,13 @@ def _symlinkat(process: Process, target: int, directory: int, path: int) -> int:
 def _linkat(process: Process, old_directory: int, old: int, new_directory: int, new: int, flags: int) -> int:
     if flags:
         raise failure(errno.EINVAL)
-    source, source_name = process.files.parent(process.path(old_directory, old))
-    try:
-        target, target_name = process.files.parent(process.path(new_directory, new))
-        try:
-            process.files.spend_name()
-            os.link(source_name, target_name, src_dir_fd=source, dst_dir_fd=target, follow_symlinks=False)
-        finally:
-            os.close(target)
-    finally:
-        os.close(source)
+    parent = process.files.parent
+    with (
+        parent(process.path(old_directory, old)) as (source, source_name),
+        parent(process.path(new_directory, new)) as (target, target_name),
+    ):
+        process.files.spend_name()
+        os.link(source_name, target_name, src_dir_fd=source, dst_dir_fd=target, follow_symlinks=False)
     return 0
 
 

@@ -65,11 +65,8 @@ def _readlinkat(process: Process, directory: int, path: int, buffer: int, size: 
     if name == "/proc/self/exe":
         target = os.fsencode(process.name)
     else:
-        parent, last = process.files.parent(name)
-        try:
+        with process.files.parent(name) as (parent, last):
             target = os.fsencode(os.readlink(last, dir_fd=parent))
-        finally:
-            os.close(parent)
     if signed(size) <= 0:
         raise failure(errno.EINVAL)
     target = target[:size]
@@ -111,25 +108,19 @@ def _entries(host: int) -> list[bytes]:
 
 @system_call(SystemCall.MKDIRAT)
 def _mkdirat(process: Process, directory: int, path: int, mode: int) -> int:
-    parent, last = process.files.parent(process.path(directory, path))
-    try:
+    with process.files.parent(process.path(directory, path)) as (parent, last):
         process.files.spend_name()
         os.mkdir(last, mode & 0o777, dir_fd=parent)
-    finally:
-        os.close(parent)
     return 0
 
 
 @system_call(SystemCall.UNLINKAT)
 def _unlinkat(process: Process, directory: int, path: int, flags: int) -> int:
-    parent, last = process.files.parent(process.path(directory, path))
-    try:
+    with process.files.parent(process.path(directory, path)) as (parent, last):
         if flags & AT_REMOVEDIR:
             os.rmdir(last, dir_fd=parent)
         else:
             os.unlink(last, dir_fd=parent)
-    finally:
-        os.close(parent)
     return 0
 
 
@@ -137,15 +128,12 @@ def _unlinkat(process: Process, directory: int, path: int, flags: int) -> int:
 def _renameat2(process: Process, old_directory: int, old: int, new_directory: int, new: int, flags: int) -> int:
     if flags:
         raise failure(errno.EINVAL)
-    source, source_name = process.files.parent(process.path(old_directory, old))
-    try:
-        target, target_name = process.files.parent(process.path(new_directory, new))
-        try:
-            os.rename(source_name, target_name, src_dir_fd=source, dst_dir_fd=target)
-        finally:
-            os.close(target)
-    finally:
-        os.close(source)
+    parent = process.files.parent
+    with (
+        parent(process.path(old_directory, old)) as (source, source_name),
+        parent(process.path(new_directory, new)) as (target, target_name),
+    ):
+        os.rename(source_name, target_name, src_dir_fd=source, dst_dir_fd=target)
     return 0
 
 
