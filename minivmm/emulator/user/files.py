@@ -121,7 +121,7 @@ class Files:
 
     @contextlib.contextmanager
     def parent(self, path: str) -> Iterator[tuple[int, str]]:
-        """A descriptor, for the block, of the directory that a path's last name is in, and that name. Raises OSError."""
+        """The directory that a path's last name is in, as a descriptor for the block, and that name. Raises OSError."""
         head, name = os.path.split(path.rstrip("/") or "/")
         if name in ("", ".", ".."):  # the root is there, and is not taken away
             raise OSError(errno.EEXIST, os.strerror(errno.EEXIST))
