@@ -160,20 +160,30 @@ class TracedCode(TracedCodes):
         block = super()._make(regime, pc, offset, limit)
         text = f"decoded: {block.count} instructions, {pc:#x} to {block.end:#x}"
         self.hart.tell(BLOCKS, pc, text, since, instructions=block.count, end=block.end)
-        if INSTRUCTIONS in self.hart.tracer.events or LOOKUPS in self.hart.tracer.events:
+        if INSTRUCTIONS in self.hart.tracer.events:
             for index, address in enumerate(block.addresses):
                 block.operations[index] = self._telling(regime, block.operations[index], address, index)
+        if LOOKUPS in self.hart.tracer.events:
+            block.operations[0] = self._looked_up(block.operations[0], pc)
         return block
 
-    def _telling(self, regime: Regime, operation: Operation, pc: int, index: int) -> Operation:
-        hart, text = self.hart, instruction_text(self.hart, pc, regime.fetch_mode)
-        fresh = True
+    def _looked_up(self, operation: Operation, pc: int) -> Operation:
+        """A block's first instruction, of which the first execution is no hit: that made the block."""
+        hart, fresh = self.hart, True
 
         def execute() -> int | None:
             nonlocal fresh
-            if not index and not fresh:
+            if not fresh:
                 hart.tell(LOOKUPS, pc, "hit", result="hit")
             fresh = False
+            return operation()
+
+        return execute
+
+    def _telling(self, regime: Regime, operation: Operation, pc: int, index: int) -> Operation:
+        hart, text = self.hart, instruction_text(self.hart, pc, regime.fetch_mode)
+
+        def execute() -> int | None:
             before = hart.registers()
             try:
                 following = operation()

@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import NamedTuple
 
-from toolkit.labs.domains import MEMORY, ExperimentBroken, LabDomain, hypervisor
+from toolkit.labs.counting import BenchMachine, Counting, Counts, difference, do_work
+from toolkit.labs.domains import MEMORY, LabDomain, hypervisor
 from toolkit.labs.host import Host
 from toolkit.labs.registry import lab
 from toolkit.labs.verdict import Check, Table, Verdict
-
-if TYPE_CHECKING:
-    from minivmm.outcome import RunResult
 
 WORKLOAD = "ptemod"
 BATCHES = 4
 UPDATES = 64  # page-table entries that the guest lab_hypercalls changes in each way
 NULL_CALLS = 2000
 ENOSYS = 38
-Exits = Counter[str]
+Exits = Counts
 
 
 class Way(NamedTuple):
@@ -85,50 +82,13 @@ class Run(NamedTuple):
     answer: Mapping[str, object]
 
 
-class BenchMachine(Protocol):
-    """What runs the bench guest."""
-
-    def start(self, timeout: float = ...) -> None:
-        """Lets it run."""
-
-    def send(self, data: bytes) -> None:
-        """Types on its console."""
-
-    def wait(self) -> RunResult:
-        """Waits for its end."""
-
-    @property
-    def exits(self) -> Mapping[str, int]:
-        """Exits so far, by reason."""
-
-
-class Counting:
-    """A console that notes the exits at the first and at the last byte of each line."""
-
-    def __init__(self) -> None:
-        self.exits: Callable[[], Mapping[str, int]] = dict
-        self.lines: list[tuple[Exits, bytes, Exits]] = []
-        self._line = b""
-        self._at_first: Exits = Counter()
-
-    def __call__(self, data: bytes) -> None:
-        """Gets what the guest says as it says it."""
-        for piece in data.splitlines(keepends=True):
-            if not self._line:
-                self._at_first = Counter(self.exits())
-            self._line += piece
-            if piece.endswith(b"\n"):
-                self.lines.append((self._at_first, self._line, Counter(self.exits())))
-                self._line = b""
-
-
 def _bare(host: Host) -> Run:
     import guest_os
     from minivmm import Machine
 
     console = Counting()
     with Machine(guest_os.image("bench"), memory=MEMORY, console=console) as machine:
-        return _run(machine, console, host)
+        return _run(machine, console, host, lambda: machine.exits)
 
 
 def _domain(host: Host) -> Run:
@@ -137,32 +97,20 @@ def _domain(host: Host) -> Run:
 
     console = Counting()
     with XenMachine(guest_os.image("bench", "xen"), memory=MEMORY, console=console) as machine:
-        return _run(machine, console, host)
+        return _run(machine, console, host, lambda: machine.exits)
 
 
-def _run(machine: BenchMachine, console: Counting, host: Host) -> Run:
+def _run(machine: BenchMachine, console: Counting, host: Host, exits: Callable[[], Mapping[str, int]]) -> Run:
     """Both runs are the same but for the number of batches, so what the lines themselves cost goes away."""
-    console.exits = lambda: _own(machine.exits)
-    machine.start(host.deadline)
-    machine.send(f"run {WORKLOAD} 0\nrun {WORKLOAD} {BATCHES}\nquit\n".encode())
-    result = machine.wait()
-    if len(console.lines) != 5:  # ready, and begin and end of two runs
-        raise ExperimentBroken("the bench guest did not do its work", cause=f"{result.outcome.value}: {result.detail}")
-    _, (_, _, begun), (ended, _, _), (_, _, begun_work), (ended_work, line, _) = console.lines
-    marker, work = _difference(ended, begun), _difference(ended_work, begun_work)
-    answer = json.loads(line)
-    return Run(_own(result.exits), _difference(work, marker), {key: answer.get(key) for key in ("ops", "checksum")})
+    console.counted = lambda: _own(exits())
+    (marker, work), result = do_work(machine, console, WORKLOAD, (0, BATCHES), host.deadline)
+    answer = {key: work.answer.get(key) for key in ("ops", "checksum")}
+    return Run(_own(result.exits), difference(work.counts, marker.counts), answer)
 
 
 def _own(exits: Mapping[str, int]) -> Exits:
     """Without those that came from outside: a timer's or a signal's interruption of whatever was running."""
     return Counter({name: count for name, count in exits.items() if name not in ("interrupted", "intr")})
-
-
-def _difference(after: Exits, before: Exits) -> Exits:
-    changed = Counter(after)
-    changed.subtract(before)
-    return Counter({name: count for name, count in changed.items() if count})
 
 
 def _side_by_side(title: str, bare: Exits, domain: Exits) -> Table:

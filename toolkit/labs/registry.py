@@ -11,7 +11,7 @@ from typing import NamedTuple
 from toolkit.labs.host import Host
 from toolkit.labs.verdict import Verdict
 
-MODULES = ("hypercalls", "direct_paging", "event_channels", "interrupt_path")
+MODULES = ("translation", "hypercalls", "direct_paging", "event_channels", "interrupt_path")
 SECTIONS = ("Claim", "Experiment", "Source")
 
 Experiment = Callable[[Host], Verdict]
