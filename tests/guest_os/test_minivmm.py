@@ -39,7 +39,7 @@ def test_the_kernel_passes_its_own_checks(boot: Boot, tmp_path: Path) -> None:
     text = result.console.decode()
     assert '"ok":false' not in text
     assert "skipped" not in text
-    assert '{"selftest":"passed","failed":0}' in text
+    assert '{"selftest":"passed","failed":0}' in text, result
 
 
 @pytest.mark.svm_smoke
