@@ -112,14 +112,16 @@ def test_a_disk_that_was_cut_off_makes_no_machine(machines: Machines, tmp_path: 
 
 
 @pytest.fixture
-def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A file system of 1 MiB, in which the machines are."""
+def small(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A file system of 1 MiB, or of the parameter's size, in which the machines are."""
     if os.geteuid() != 0:
         pytest.skip("only root may mount")
     place = tmp_path / "small"
     place.mkdir()
     mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=1M,mode=700", "vtk-test", place], capture_output=True, check=False
+        ["mount", "-t", "tmpfs", "-o", f"size={getattr(request, 'param', '1M')},mode=700", "vtk-test", place],
+        capture_output=True,
+        check=False,
     )
     if mounted.returncode != 0:
         pytest.skip(f"no mounting here: {mounted.stderr.decode().strip()}")
@@ -168,6 +170,36 @@ def test_a_start_without_room_is_told_and_works_with_room(small: Path, tmp_path:
     rest.unlink()
     machine.start()
     assert wait(machine, "console:ready", 30.0)
+
+
+@pytest.mark.qemu
+@pytest.mark.parametrize("small", ["16M"], indirect=True)
+@pytest.mark.parametrize("leave", [0, 128 << 10])
+def test_a_snapshot_without_room_is_told_and_the_machine_and_its_snapshots_go_on(
+    small: Path, tmp_path: Path, leave: int
+) -> None:
+    machine = machine_on(tmp_path, "count")
+    machine.start()
+    wait(machine, "console:ready", 30.0)
+
+    def count() -> str:
+        with machine.console() as connection:
+            connection.settimeout(30.0)
+            connection.sendall(b"?")
+            return connection.recv(1).decode()
+
+    machine.snapshot("before")
+    assert count() == "a"
+    rest = fill(small, leave)
+    with pytest.raises(VtkError, match="No space left on device|free space"):  # QEMU may call it an I/O error
+        machine.snapshot("two")
+    assert machine.status().state is State.RUNNING
+    assert count() == "b"
+    assert [snapshot.name for snapshot in machine.snapshots()] == ["before"]
+    rest.unlink()
+    machine.snapshot("two")
+    machine.restore("before")
+    assert count() == "a"
 
 
 @pytest.mark.qemu
