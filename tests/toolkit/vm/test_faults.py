@@ -191,7 +191,7 @@ def test_a_snapshot_without_room_is_told_and_the_machine_and_its_snapshots_go_on
     machine.snapshot("before")
     assert count() == "a"
     rest = fill(small, leave)
-    with pytest.raises(VtkError, match="No space left on device|free space"):  # QEMU may call it an I/O error
+    with pytest.raises(VtkError, match=r"No space left on device|free space"):  # QEMU may call it an I/O error
         machine.snapshot("two")
     assert machine.status().state is State.RUNNING
     assert count() == "b"
