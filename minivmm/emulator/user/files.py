@@ -35,6 +35,7 @@ class Files:
     def __init__(self, root: str | None, quota: int) -> None:
         self._root = os.open(root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC) if root is not None else -1
         self._open: dict[int, int] = {number: number for number in range(3)}
+        self._below: set[int] = set()  # descriptors of this process that were opened below the root
         self.listings: dict[int, list[bytes]] = {}
         """What getdents64(2) has not told yet of a directory, by this process' descriptor."""
         self.cwd = "/"
@@ -47,26 +48,51 @@ class Files:
         except KeyError:
             raise OSError(errno.EBADF, os.strerror(errno.EBADF)) from None
 
-    def add(self, descriptor: int, lowest: int = 0) -> int:
-        """Gives a descriptor the lowest free number. Raises OSError (EMFILE), having closed it."""
+    def own(self, number: int) -> int:
+        """This process' descriptor of a file below the root, whose attributes are the program's to change: those of the
+        files it was started with are not. Raises OSError (EBADF, EPERM)."""
+        descriptor = self.host(number)
+        if descriptor not in self._below:
+            raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+        return descriptor
+
+    def add(self, descriptor: int, lowest: int = 0, *, below: bool = False) -> int:
+        """Gives a descriptor the lowest free number; below: it was opened below the root. Raises OSError (EMFILE),
+        having closed it."""
         for number in range(lowest, MAX_FILES):
             if number not in self._open:
-                self._open[number] = descriptor
+                self._enter(number, descriptor, below)
                 return number
         os.close(descriptor)
         raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
 
-    def replace(self, number: int, descriptor: int) -> None:
+    def duplicate(self, number: int, lowest: int = 0) -> int:
+        """dup(2): another number for the same. Raises OSError (EBADF, EMFILE)."""
+        host = self.host(number)
+        return self.add(os.dup(host), lowest, below=host in self._below)
+
+    def duplicate_as(self, old: int, new: int) -> None:
+        """dup2(2): `new` means what `old` means from now on. Raises OSError (EBADF)."""
+        host = self.host(old)
+        self.replace(new, os.dup(host), below=host in self._below)
+
+    def replace(self, number: int, descriptor: int, *, below: bool = False) -> None:
         """The number means another descriptor from now on."""
         if number in self._open:
             self.close(number)
+        self._enter(number, descriptor, below)
+
+    def _enter(self, number: int, descriptor: int, below: bool) -> None:
         self._open[number] = descriptor
+        if below:
+            self._below.add(descriptor)
 
     def close(self, number: int) -> None:
         """Raises OSError (EBADF)."""
         descriptor = self.host(number)
         del self._open[number]
         self.listings.pop(descriptor, None)
+        self._below.discard(descriptor)
         if descriptor > 2:
             os.close(descriptor)
 

@@ -220,6 +220,41 @@ def test_what_it_writes_to_files_is_bounded_by_its_quota(build: Build, translate
     assert (1 << 20) - 8192 <= (tmp_path / "full").stat().st_size <= 1 << 20
 
 
+def test_the_files_it_is_started_with_are_written_to_and_no_more(build: Build, translate: bool, tmp_path: Path) -> None:
+    program = build("""
+        long start(long *stack)
+        {
+            static const long now[4] = {0, 0, 0, 0};
+            long given[3], refused = 0;
+            given[0] = 1;
+            given[1] = call(23, 1, 0, 0, 0, 0, 0);    /* dup */
+            given[2] = call(25, 1, 0, 10, 0, 0, 0);   /* fcntl, F_DUPFD */
+            call(24, 1, 20, 0, 0, 0, 0);              /* dup3 */
+            for (int i = 0; i < 4; i++) {
+                long fd = i < 3 ? given[i] : 20;
+                refused += call(52, fd, 0, 0, 0, 0, 0) == -1;               /* fchmod: EPERM */
+                refused += call(88, fd, 0, (long)now, 0, 0, 0) == -1;       /* utimensat */
+                refused += call(55, fd, 0, 0, 0, 0, 0) == -1;               /* fchown */
+            }
+            long own = call(56, -100, (long)"own", 0101, 0600, 0, 0);
+            refused += call(52, own, 0400, 0, 0, 0, 0) == 0;
+            refused += call(52, call(23, own, 0, 0, 0, 0, 0), 0440, 0, 0, 0, 0) == 0;
+            return refused;
+        }""")
+    root, given = tmp_path / "root", tmp_path / "given"
+    root.mkdir()
+    given.write_text("theirs")
+    given.chmod(0o644)
+    before = given.stat()
+    with Process(program, translate=translate, root=root, memory=64 << 20) as process:
+        process.files.replace(1, os.open(given, os.O_RDWR))
+        result = process.run(60)
+    assert result.code == 4 * 3 + 2, result
+    after = given.stat()
+    assert (after.st_mode, after.st_mtime_ns) == (before.st_mode, before.st_mtime_ns)
+    assert (root / "own").stat().st_mode & 0o777 == 0o440
+
+
 def test_a_reader_that_does_not_read_keeps_nobody_beyond_the_deadline(build: Build, translate: bool) -> None:
     program = build("""
         static char text[65536];

@@ -33,7 +33,7 @@ def _itself(descriptor: int) -> str:
 
 @system_call(SystemCall.FCHMOD)
 def _fchmod(process: Process, fd: int, mode: int) -> int:
-    os.chmod(_itself(process.files.host(signed(fd))), mode & RIGHTS)
+    os.chmod(_itself(process.files.own(signed(fd))), mode & RIGHTS)
     return 0
 
 
@@ -64,7 +64,7 @@ def _fchownat(process: Process, directory: int, path: int, user: int, group: int
 @system_call(SystemCall.UTIMENSAT)
 def _utimensat(process: Process, directory: int, path: int, times: int, flags: int) -> int:
     if not path:
-        _set_times(process, process.files.host(signed(directory)), times)
+        _set_times(process, process.files.own(signed(directory)), times)
         return 0
     nofollow = os.O_NOFOLLOW if flags & AT_SYMLINK_NOFOLLOW else 0
     with process.opened(process.path(directory, path), os.O_PATH | nofollow) as fd:

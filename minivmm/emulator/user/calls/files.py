@@ -108,7 +108,7 @@ def _fadvise64(_process: Process) -> int:
 @system_call(SystemCall.OPENAT)
 def _openat(process: Process, directory: int, path: int, flags: int, mode: int) -> int:
     name = process.path(directory, path)
-    return process.files.add(process.files.open(name, flags, mode))
+    return process.files.add(process.files.open(name, flags, mode), below=True)
 
 
 @system_call(SystemCall.CLOSE)
@@ -124,14 +124,14 @@ def _lseek(process: Process, fd: int, offset: int, whence: int) -> int:
 
 @system_call(SystemCall.DUP)
 def _dup(process: Process, fd: int) -> int:
-    return process.files.add(os.dup(process.files.host(signed(fd))))
+    return process.files.duplicate(signed(fd))
 
 
 @system_call(SystemCall.DUP3)
 def _dup3(process: Process, old: int, new: int, _flags: int) -> int:
     if old == new or not 0 <= signed(new) < 256:
         raise failure(errno.EINVAL)
-    process.files.replace(signed(new), os.dup(process.files.host(signed(old))))
+    process.files.duplicate_as(signed(old), signed(new))
     return new
 
 
@@ -147,7 +147,7 @@ def _fcntl(process: Process, fd: int, command: int, argument: int) -> int:
     host = process.files.host(signed(fd))
     match signed(command):
         case fcntl.F_DUPFD | fcntl.F_DUPFD_CLOEXEC:
-            return process.files.add(os.dup(host), signed(argument))
+            return process.files.duplicate(signed(fd), signed(argument))
         case fcntl.F_GETFD | fcntl.F_SETFD:
             return 0  # there is no exec that would close it
         case fcntl.F_GETFL:
