@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from minivmm.emulator import softfloat
 from minivmm.emulator.decoder import Decoded
-from minivmm.emulator.instructions import DYNAMIC, FLOATING
+from minivmm.emulator.instructions import DYNAMIC
 from minivmm.emulator.physical import PAGE_SHIFT
 from minivmm.emulator.softfloat import DOUBLE, NX, SINGLE, Format
 from minivmm.emulator.traps import Cause, Trap
@@ -81,7 +81,7 @@ class Floating:
         """Nothing is executed any more."""
 
     def operation(self, regime: Regime, decoded: Decoded) -> Operation:
-        """The function that executes this instruction, which is one of FLOATING."""
+        """The function that executes this instruction, one of instructions.FLOATING."""
         name, _, rest = decoded.name.partition(".")
         if not rest:
             access = self._load if name in ("flw", "fld") else self._store
@@ -259,8 +259,3 @@ class Floating:
     def _convert(self, decoded: Decoded, to: Format, form: Format) -> None:
         mode = self._mode(decoded)
         self._put(to, decoded.rd, softfloat.convert(to, form, self._get(form, decoded.rs1), mode, self))
-
-
-def is_rounding(decoded: Decoded) -> bool:
-    """Whether the instruction has a rounding mode, its own or frm."""
-    return decoded.name in FLOATING and any(operand.name == "rm" for operand in decoded.instruction.format.operands)

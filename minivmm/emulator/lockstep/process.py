@@ -20,7 +20,7 @@ from minivmm.emulator.lockstep.sides import Digest, Piece
 from minivmm.emulator.traps import Trap
 from minivmm.emulator.user.abi import IOVEC, Map, SystemCall
 from minivmm.emulator.user.calls import CALLS
-from minivmm.emulator.user.calls.files import CHUNK
+from minivmm.emulator.user.calls.files import CHUNK, MAX_IOVECS
 from minivmm.emulator.user.process import A0, Process
 from minivmm.errors import ConfigError
 from minivmm.memory import PAGE_SIZE
@@ -30,7 +30,6 @@ STRIDE = 100_000
 """Instructions after which the two are compared."""
 SEED = 5  # of the bytes that a program is started with
 RECORD_LIMIT = 256 << 20  # bytes of what system calls gave; beyond, the run cannot be repeated
-MAX_IOVECS = 1024  # of writev(2)
 
 # What concerns the process alone, and each does for itself.
 _OWN = {

@@ -1,8 +1,8 @@
 """Translated code: blocks of RISC-V as x86-64 in a bounded buffer, found, chained, forgotten when their page changes.
 
 What is translated is what the interpreter decodes (emulator.code): a run of instructions of one page up to a jump. What
-is not worth it or cannot be - SYSTEM instructions, fetches that fault, instructions across two pages - stays a decoded
-block, which the hart interprets.
+cannot be - fetches that fault, illegal instructions, instructions across two pages - stays a decoded block, which the
+hart interprets.
 
 A jump to a known address is chained, so that it goes straight to the other block, where the guest cannot change what is
 there without our knowing: in the same page, or anywhere as long as addresses are physical. Others go through the jump

@@ -192,11 +192,7 @@ def _write_status(e: Emitter, d: Decoded, chained: Chained) -> None:
     e.put(x86.alu_imm(Alu.AND, RCX, writable), x86.compare_bits(RCX, writable & ~own))
     _other_rules(e, d, e.jump(x86.jcc(Cond.NE)))
     _change_status(e, d)
-    e.put(x86.compare_bits(RCX, _enabling(e)))
-    none = e.jump(x86.jcc(Cond.E))
-    interrupted = when_pending(e, x86.alu_load(Alu.AND, RDX, STATE, place("mie")))
-    e.land(none)
-    _end(e, d, chained, interrupted)
+    _end_enabled(e, d, chained, x86.compare_bits(RCX, _enabling(e)))
 
 
 def _change_status(e: Emitter, d: Decoded) -> None:
@@ -263,8 +259,9 @@ def _write_pending(e: Emitter, d: Decoded, chained: Chained) -> None:
     _end_enabled(e, d, chained)
 
 
-def _end_enabled(e: Emitter, d: Decoded, chained: Chained) -> None:
-    e.put(x86.compare_bits_memory(STATE, place("mstatus"), _enabling(e)))
+def _end_enabled(e: Emitter, d: Decoded, chained: Chained, enabled: bytes | None = None) -> None:
+    """The end of a write that may let in an interrupt. enabled: the test whether mstatus does, if it is another one."""
+    e.put(enabled or x86.compare_bits_memory(STATE, place("mstatus"), _enabling(e)))
     none = e.jump(x86.jcc(Cond.E))
     interrupted = when_pending(e, x86.alu_load(Alu.AND, RDX, STATE, place("mie")))
     e.land(none)

@@ -337,16 +337,6 @@ def jcc(condition: Cond) -> bytes:
     return bytes((0x0F, 0x80 | condition))
 
 
-def jcc_short(condition: Cond, over: int) -> bytes:
-    """Over so many bytes."""
-    return bytes((0x70 | condition, over))
-
-
-def jmp_short(over: int) -> bytes:
-    """Over so many bytes."""
-    return bytes((0xEB, over))
-
-
 def jmp_register(register: int) -> bytes:
     """To the address in a register."""
     return _rex(False, 0, 0, register) + bytes((0xFF, 0xE0 | register & 7))

@@ -155,6 +155,7 @@ STATFS = struct.Struct("<7Q2i3Q32x")
 RUSAGE = struct.Struct("<4q112x")
 """struct rusage (include/uapi/linux/resource.h): 144 bytes, of which the times are told."""
 TMS = struct.Struct("<4q")
+NANOSECONDS = 1_000_000_000  # a second of struct timespec
 TIMESPEC = struct.Struct("<qq")
 UTIME_NOW, UTIME_OMIT = (1 << 30) - 1, (1 << 30) - 2
 IOVEC = struct.Struct("<QQ")

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from minivmm.emulator.user.abi import (
     AT_FDCWD,
     AT_SYMLINK_NOFOLLOW,
+    NANOSECONDS,
     STATFS,
     TIMESPEC,
     UTIME_NOW,
@@ -21,7 +22,6 @@ from minivmm.emulator.user.calls.table import failure, signed, system_call
 if TYPE_CHECKING:
     from minivmm.emulator.user.process import Process
 
-NANOSECONDS = 1_000_000_000
 RIGHTS = 0o777  # no set-user-ID: the files are the host's
 UNCHANGED = 0xFFFF_FFFF  # chown(2): -1
 

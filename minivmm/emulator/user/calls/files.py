@@ -13,8 +13,9 @@ import termios
 from typing import TYPE_CHECKING
 
 from minivmm.emulator.traps import Access
-from minivmm.emulator.user.abi import IOVEC, POLLFD, TCGETS, TIMESPEC, TIOCGWINSZ, WINSIZE, SystemCall
+from minivmm.emulator.user.abi import IOVEC, NANOSECONDS, POLLFD, TCGETS, TIMESPEC, TIOCGWINSZ, WINSIZE, SystemCall
 from minivmm.emulator.user.calls.table import failure, signed, system_call
+from minivmm.emulator.user.files import MAX_FILES
 
 if TYPE_CHECKING:
     from minivmm.emulator.user.process import Process
@@ -129,7 +130,7 @@ def _dup(process: Process, fd: int) -> int:
 
 @system_call(SystemCall.DUP3)
 def _dup3(process: Process, old: int, new: int, _flags: int) -> int:
-    if old == new or not 0 <= signed(new) < 256:
+    if old == new or not 0 <= signed(new) < MAX_FILES:
         raise failure(errno.EINVAL)
     process.files.duplicate_as(signed(old), signed(new))
     return new
@@ -171,7 +172,7 @@ def _ioctl(process: Process, fd: int, request: int, address: int) -> int:
 
 @system_call(SystemCall.PPOLL)
 def _ppoll(process: Process, address: int, count: int, timeout: int) -> int:
-    if count > 256:
+    if count > MAX_FILES:
         raise failure(errno.EINVAL)
     wanted = list(POLLFD.iter_unpack(process.memory.read(address, POLLFD.size * count)))
     poller = select.poll()
@@ -181,7 +182,7 @@ def _ppoll(process: Process, address: int, count: int, timeout: int) -> int:
     pause = math.inf
     if timeout:
         seconds, nanoseconds = TIMESPEC.unpack(process.memory.read(timeout, TIMESPEC.size))
-        pause = seconds + nanoseconds / 1_000_000_000
+        pause = seconds + nanoseconds / NANOSECONDS
     ready = dict(process.poll(poller, pause))
     found = [(fd, events, ready.get(process.files.host(fd), 0) if fd >= 0 else 0) for fd, events, _ in wanted]
     process.store(address, b"".join(POLLFD.pack(*entry) for entry in found))

@@ -11,6 +11,7 @@ from minivmm.emulator.user.abi import (
     FUTEX_COMMAND_MASK,
     FUTEX_WAIT,
     FUTEX_WAKE,
+    NANOSECONDS,
     RLIMIT,
     RUSAGE,
     SYSINFO,
@@ -20,6 +21,7 @@ from minivmm.emulator.user.abi import (
     SystemCall,
 )
 from minivmm.emulator.user.calls.table import failure, signed, system_call
+from minivmm.emulator.user.files import MAX_FILES
 from minivmm.emulator.user.loading import CLOCK_TICKS, IDENTITY
 from minivmm.outcome import EndOfRun, Outcome
 
@@ -28,7 +30,6 @@ if TYPE_CHECKING:
 
 PID = 1
 PR_SET_NAME = 15
-NANOSECONDS = 1_000_000_000
 SIGNALS = 65
 SIGSET_SIZE = 8  # bytes of sigset_t
 SIGACTION_SIZE = 24  # bytes: riscv has no sa_restorer
@@ -131,7 +132,7 @@ def _prlimit64(process: Process, _pid: int, resource: int, _new: int, old: int) 
     stack, files = 3, 7
     unlimited = (1 << 64) - 1
     if old:
-        soft = {stack: process.stack_size, files: 256}.get(resource, unlimited)
+        soft = {stack: process.stack_size, files: MAX_FILES}.get(resource, unlimited)
         process.store(old, RLIMIT.pack(soft, soft))
     return 0
 

@@ -12,6 +12,7 @@ from minivmm.emulator.user.abi import (
     AT_REMOVEDIR,
     AT_SYMLINK_NOFOLLOW,
     DIRENT,
+    NANOSECONDS,
     STAT,
     SystemCall,
 )
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
     from minivmm.emulator.user.process import Process
 
 CHUNK = 1 << 20  # bytes of directory entries at once
-NANOSECONDS = 1_000_000_000
 DT_DIR, DT_REG, DT_LNK = 4, 8, 10  # include/uapi/linux/fs.h
 
 
